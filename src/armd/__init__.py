@@ -1,0 +1,31 @@
+"""Auto-Regressive Masked Diffusion (arXiv 2601.16971): train, score and write text in any order."""
+
+from armd.baselines import Autoregressive
+from armd.checkpoint import load, save
+from armd.decode import Event, Generation, generate, make_request, stream
+from armd.errors import UserError
+from armd.model import Armd, ArmdConfig
+from armd.objective import any_order_nll, loss, nll
+from armd.orders import Family, Order, OrderSchedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Armd",
+    "ArmdConfig",
+    "Autoregressive",
+    "Event",
+    "Family",
+    "Generation",
+    "Order",
+    "OrderSchedule",
+    "UserError",
+    "any_order_nll",
+    "generate",
+    "load",
+    "loss",
+    "make_request",
+    "nll",
+    "save",
+    "stream",
+]

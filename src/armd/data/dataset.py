@@ -1,0 +1,102 @@
+"""Windows over token shards. A window is a stateless function of (seed, step): nothing to save, nothing to replay."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from armd.data.prepare import Manifest
+from armd.errors import UserError
+
+
+class TokenDataset:
+    """Texts of `length` tokens, cut from one split of a prepared folder.
+
+    Attributes:
+        tokens, bytes: size of the split; bytes are those of its text.
+        vocab_size, eos_id: of the tokenizer.
+
+    Raises:
+        UserError: a shard is missing or has the wrong size, or the split is shorter than one text.
+    """
+
+    def __init__(self, folder: str | Path, split: str, length: int) -> None:
+        self.folder, self.split, self.length = Path(folder), split, length
+        manifest = Manifest.load(folder)
+        if split not in manifest.splits:
+            raise UserError(f"split {split!r} is unknown; {folder} has {', '.join(manifest.splits)}")
+        part = manifest.splits[split]
+        self.tokens, self.bytes, self._manifest = part.tokens, part.bytes, part
+        self.vocab_size, self.eos_id = manifest.vocab_size, manifest.eos_id
+        if self.tokens < length:
+            raise UserError(
+                f"{folder} {split} holds {self.tokens} tokens, too few for one text of {length}; "
+                "give more text or a shorter length"
+            )
+        dtype = np.dtype(manifest.dtype)
+        self._shards = []
+        for shard in part.shards:
+            path = self.folder / shard.file
+            if not path.is_file() or path.stat().st_size != shard.tokens * dtype.itemsize:
+                state = "is missing" if not path.is_file() else f"has {path.stat().st_size} bytes, not {shard.tokens * dtype.itemsize}"
+                raise UserError(f"shard {path} {state}; prepare the data again")
+            self._shards.append(np.memmap(path, dtype=dtype, mode="r"))
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / self.tokens
+
+    def batch(self, step: int, batch_size: int, seed: int) -> Int[Tensor, "B N"]:
+        """The texts of a training step: (batch_size, length) long.
+
+        An epoch visits every window once, in an order drawn for it, after shifting all windows by a random phase.
+        """
+        windows = (self.tokens - self._phases + 1) // self.length  # as many as fit at every phase
+        texts = []
+        for index in range(step * batch_size, (step + 1) * batch_size):
+            epoch, place = divmod(index, windows)
+            phase, permutation = _epoch(seed, epoch, windows, self._phases)
+            texts.append(self._read(phase + int(permutation[place]) * self.length))
+        return torch.from_numpy(np.stack(texts))
+
+    def eval_windows(self) -> int:
+        """Number of non-overlapping texts in the split."""
+        return self.tokens // self.length
+
+    def eval_batch(self, start: int, count: int) -> Int[Tensor, "B N"]:
+        """Texts start..start+count-1 of the split, in its order: (count, length) long."""
+        return torch.from_numpy(np.stack([self._read(i * self.length) for i in range(start, start + count)]))
+
+    def verify(self) -> None:
+        """Compare every shard with its hash in the manifest."""
+        for shard in self._manifest.shards:
+            if hashlib.sha256((self.folder / shard.file).read_bytes()).hexdigest() != shard.sha256:
+                raise UserError(f"shard {self.folder / shard.file} was changed since it was made; prepare the data again")
+
+    @property
+    def _phases(self) -> int:
+        """How many phases the windows can be shifted by and still fit."""
+        return min(self.length, self.tokens - self.length + 1)
+
+    def _read(self, start: int) -> np.ndarray:
+        parts, end = [], start + self.length
+        while start < end:
+            shard = int(np.searchsorted(self._ends, start, side="right"))
+            first = int(self._ends[shard]) - len(self._shards[shard])
+            parts.append(self._shards[shard][start - first : end - first])
+            start += len(parts[-1])
+        return np.concatenate(parts).astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, windows: int, phases: int) -> tuple[int, np.ndarray]:
+    """The phase and the window order of an epoch."""
+    random = np.random.default_rng([seed, epoch])
+    return int(random.integers(phases)), random.permutation(windows)

@@ -1,0 +1,120 @@
+"""Held-out likelihood by generation order. A perplexity is never given without its order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from armd.data import TokenDataset
+from armd.errors import UserError
+from armd.model import Transformer
+from armd.objective import any_order_nll, nll
+from armd.orders import Family, Order, generator
+
+
+@dataclass(frozen=True)
+class Score:
+    """The likelihood of held-out texts under one order.
+
+    Attributes:
+        order: the order, as given.
+        blocks: sequential (one token a block) or parallel (tokens of a block independent given earlier blocks).
+        nats_per_token, stderr: mean over texts and its standard error.
+        perplexity: exp(nats_per_token), per token of this tokenizer.
+        bits_per_byte: with the bytes per token of the whole held-out split.
+        note: what the number is.
+    """
+
+    order: str
+    blocks: str
+    nats_per_token: float
+    stderr: float
+    perplexity: float
+    bits_per_byte: float
+    texts: int
+    tokens: int
+    note: str
+
+
+def parse_orders(text: str) -> list[str]:
+    """Split `left_to_right,uniform:8,strided:4` and check every part; `uniform:K` means the mean over K orders."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError("orders is empty; give for example left_to_right,uniform:8,strided:4")
+    for name in names:
+        _uniform_orders(name) or Family.parse(name)
+    return names
+
+
+def evaluate(
+    model: Transformer, dataset: TokenDataset, orders: Sequence[str], *, texts: int = 256, batch_size: int = 16, seed: int = 0
+) -> Iterator[Score]:
+    """Score the first `texts` held-out windows in every order, yielding a score as soon as it is there.
+
+    `strided:S` yields two scores, sequential and parallel blocks; their difference is the parallel penalty.
+    """
+    texts = min(texts, dataset.eval_windows())
+    model.eval()
+    for name in orders:
+        draws = _uniform_orders(name)
+        if draws:
+            both = [_uniform(model, tokens, draws, start, seed) for start, tokens in _batches(dataset, texts, batch_size)]
+            notes = (f"mean over {draws} uniform orders: a bound", f"importance-weighted bound over {draws} orders")
+            for i, note in enumerate(notes[: 2 if draws > 1 else 1]):
+                yield _score(name, "sequential", torch.cat([b[i] for b in both]), dataset, note)
+            continue
+        family = Family.parse(name)
+        for sequential in (True, False) if family.name == "strided" else (True,):
+            nats = [
+                _fixed(model, tokens, family, sequential, start, seed)
+                for start, tokens in _batches(dataset, texts, batch_size)
+            ]
+            note = "exact for this order" if sequential else "exact for this order and these blocks"
+            yield _score(name, "sequential" if sequential else "parallel", torch.cat(nats), dataset, note)
+
+
+def _uniform_orders(name: str) -> int:
+    """K of `uniform` or `uniform:K`; 0 for other orders."""
+    head, colon, count = name.partition(":")
+    if head != "uniform":
+        return 0
+    if colon and not (count.isdecimal() and int(count) >= 1):
+        raise UserError(f"order {name!r}: the number of orders after the colon must be an integer >= 1")
+    return int(count or 1)
+
+
+def _batches(dataset: TokenDataset, texts: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    for start in range(0, texts, batch_size):
+        yield start, dataset.eval_batch(start, min(batch_size, texts - start))
+
+
+@torch.inference_mode()
+def _uniform(model: Transformer, tokens: Tensor, draws: int, start: int, seed: int) -> tuple[Tensor, Tensor]:
+    average = any_order_nll(model, tokens.to(model.device), draws, generator=generator(seed, start))
+    return average.mean.cpu(), average.iwae.cpu()
+
+
+@torch.inference_mode()
+def _fixed(model: Transformer, tokens: Tensor, family: Family, sequential: bool, start: int, seed: int) -> Tensor:
+    order: Order = family.order(*tokens.shape, generator(seed, start))
+    return nll(model, tokens.to(model.device), order.sequential() if sequential else order).double().sum(dim=1).cpu()
+
+
+def _score(name: str, blocks: str, nats: Tensor, dataset: TokenDataset, note: str) -> Score:
+    per_token = nats / dataset.length
+    mean = per_token.mean().item()
+    return Score(
+        order=name,
+        blocks=blocks,
+        nats_per_token=mean,
+        stderr=(per_token.std() / math.sqrt(len(nats))).item() if len(nats) > 1 else math.nan,
+        perplexity=math.exp(min(mean, 700.0)),
+        bits_per_byte=mean / math.log(2) / dataset.bytes_per_token,
+        texts=len(nats),
+        tokens=len(nats) * dataset.length,
+        note=note,
+    )

@@ -1,0 +1,104 @@
+"""Who may see whom. A mask is a predicate on blocks, written once, rendered dense or as a FlexAttention `BlockMask`.
+
+Rows are in generation order. Content row 0 is BOS (block 0) and content row n is the n-th generated token; prediction
+row n is the slot where token n is to be written and carries that token's block. `#` = visible, two blocks of two:
+
+        causal (M^c)                  strictly causal (M^sc)
+        content row on content        prediction row on content
+
+          BOS  1  1  2                      BOS  1  1  2
+     BOS   #   .  .  .                  1    #   .  .  .
+      1    #   #  #  .                  1    #   .  .  .
+      1    #   #  #  .                  2    #   #  #  .
+      2    #   #  #  #                  2    #   #  #  .
+
+With one token per block both are the same lower triangle, and no mask tensor is made at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+Predicate = Callable[[Tensor, Tensor], Tensor]
+
+HIDDEN = 2**30
+"""The block of a padding row: later than every real block, so no real row sees it."""
+
+
+def causal(query_block: Tensor, key_block: Tensor) -> Tensor:
+    """M^c: a row sees its own block and earlier ones."""
+    return key_block <= query_block
+
+
+def strictly_causal(query_block: Tensor, key_block: Tensor) -> Tensor:
+    """M^sc: a row sees earlier blocks only."""
+    return key_block < query_block
+
+
+def dense(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, "B 1 Q K"]:
+    """The predicate as a bool tensor that broadcasts over heads; true where the query row sees the key row."""
+    return see(queries[:, None, :, None], keys[:, None, None, :])
+
+
+def flex(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"]) -> BlockMask:
+    """The same predicate as a FlexAttention block mask."""
+
+    def visible(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return see(queries[b, q], keys[b, k])
+
+    B, Q = queries.shape
+    return create_block_mask(visible, B, None, Q, keys.shape[1], device=str(queries.device))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What one attention call gets: the plain lower triangle, everything, or a rendered predicate."""
+
+    triangle: bool = False
+    rendered: Tensor | BlockMask | None = None
+
+
+TRIANGLE = Mask(triangle=True)
+EVERYTHING = Mask()
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """The three masks of a pass.
+
+    Attributes:
+        content: content rows on content rows, M^c.
+        strict: prediction rows on content rows, M^sc.
+        prediction: prediction rows on prediction rows, M^c (layers after the two-stream ones).
+    """
+
+    content: Mask
+    strict: Mask
+    prediction: Mask
+
+    @classmethod
+    def sequential(cls) -> Visibility:
+        """One token per block: three plain triangles."""
+        return cls(TRIANGLE, TRIANGLE, TRIANGLE)
+
+    @classmethod
+    def of_blocks(
+        cls,
+        content: Int[Tensor, "B C"],
+        prediction: Int[Tensor, "B P"],
+        content_keys: Int[Tensor, "B KC"],
+        prediction_keys: Int[Tensor, "B KP"],
+    ) -> Visibility:
+        """Masks for rows with these blocks over keys with those (in a training pass the keys are the rows)."""
+        render = flex if content.device.type == "cuda" and content.shape[1] >= 128 else dense
+        return cls(
+            Mask(rendered=render(causal, content, content_keys)),
+            Mask(rendered=render(strictly_causal, prediction, content_keys)),
+            Mask(rendered=render(causal, prediction, prediction_keys)),
+        )

@@ -1,0 +1,238 @@
+"""ARMD: a strictly causal, permutation-equivariant two-stream transformer (paper, sections 2 and 3).
+
+                 tokens ──► table of embeddings by slot (BOS first)
+                              │                        │
+                content X^0 = rows in order     prediction G^0 = prefix(table)
+                              │                        │
+      layers 1..L2s     X sees X (M^c)  ──k,v──►  G sees X (M^sc)         same weights, Eq. (7)
+      layers L2s+1..L                             G sees G (M^c)
+                                                       │
+                                                  norm, head ──► logits of every token given earlier blocks
+
+Slot 0 is BOS, slot p + 1 is text position p. Rows are rotated by their slot, but a prediction row by the slot before the
+one it predicts: in left-to-right order that is exactly where an autoregressive transformer stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from armd.cache import Cache, KeyValueStore
+from armd.errors import UserError
+from armd.layers import NORMS, Layer, Rotary, initialise
+from armd.masks import Visibility
+from armd.orders import Order
+from armd.prefix import PREFIXES
+
+
+@dataclass(frozen=True)
+class ArmdConfig:
+    """Shape of the network. Every field is checked; a bad one is a ValueError naming field, value and range."""
+
+    vocab_size: int
+    """Number of tokens (the end-of-text token included, BOS not: it is a vector of its own)."""
+    hidden_size: int = 256
+    """Width D of a row."""
+    num_hidden_layers: int = 6
+    """Number of layers L."""
+    num_two_stream_layers: int = 1
+    """Number of layers with two streams, L2s: 1..L. The paper uses L/2."""
+    num_attention_heads: int = 4
+    """Attention heads; must divide hidden_size into an even head size."""
+    intermediate_size: int = 0
+    """Width of the MLP; 0 means 4 x hidden_size."""
+    max_position_embeddings: int = 256
+    """Longest text, in tokens."""
+    query: str = "kernel"
+    """Where G^0 comes from: aggregate (the paper, Eq. 6), kernel, shift, anchor, anchor+aggregate."""
+    kernel_width: int = 8
+    """Reach W of the kernel, in tokens to each side."""
+    norm: str = "rmsnorm"
+    """rmsnorm or layernorm."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head."""
+    dropout: float = 0.0
+    """Dropout rate of embeddings, attention and residual branches."""
+    tie_word_embeddings: bool = True
+    """Share the output head with the token embedding."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    eos_token_id: int | None = None
+    """End-of-text token, at which generation stops; none: it never stops early."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 1 <= self.num_two_stream_layers <= self.num_hidden_layers:
+            raise UserError(
+                f"num_two_stream_layers={self.num_two_stream_layers} must be between 1 and "
+                f"num_hidden_layers={self.num_hidden_layers}"
+            )
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise UserError(
+                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} "
+                "into heads of even size"
+            )
+        if self.query not in PREFIXES:
+            raise UserError(f"query={self.query!r} is unknown; choose one of {', '.join(PREFIXES)}")
+        if self.norm not in NORMS:
+            raise UserError(f"norm={self.norm!r} is unknown; choose one of {', '.join(NORMS)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
+        if self.intermediate_size < 0 or self.kernel_width < 1 or self.rope_theta <= 0:
+            raise UserError(
+                f"intermediate_size={self.intermediate_size} must be >= 0, kernel_width={self.kernel_width} >= 1 "
+                f"and rope_theta={self.rope_theta} > 0"
+            )
+        if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
+            raise UserError(f"eos_token_id={self.eos_token_id} must be a token below vocab_size={self.vocab_size}")
+
+
+class Transformer(nn.Module):
+    """What ARMD and its baselines share: embedding, layers, final norm, head, and the call signature."""
+
+    def __init__(self, config: ArmdConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.bos = nn.Parameter(torch.randn(c.hidden_size) * 0.02)
+        self.rotary = Rotary(c.hidden_size // c.num_attention_heads, c.max_position_embeddings + 1, c.rope_theta)
+        width = c.intermediate_size or 4 * c.hidden_size
+        self.layers = nn.ModuleList(
+            Layer(c.hidden_size, c.num_attention_heads, width, c.norm, c.qk_norm, c.dropout)
+            for _ in range(c.num_hidden_layers)
+        )
+        self.norm = NORMS[c.norm](c.hidden_size)
+        self.untied_head = None if c.tie_word_embeddings else nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        initialise(self, c.num_hidden_layers)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V D"]:
+        """The output head: (V, D)."""
+        return self.embed.weight if self.untied_head is None else self.untied_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def hidden(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N D"]:
+        """The last hidden row of every token, in generation order."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N V"]:
+        """Logits of every token given the tokens of earlier blocks.
+
+        Args:
+            tokens: (B, N) long in text order.
+            order: the generation order and blocks.
+
+        Returns:
+            (B, N, V) in text order; row n depends only on tokens of blocks before n's.
+        """
+        self.check(tokens, order)
+        return F.linear(order.to(tokens.device).to_text(self.hidden(tokens, order)), self.head_weight)
+
+    def check(self, tokens: Tensor, order: Order) -> None:
+        if tokens.shape != order.positions.shape:
+            raise UserError(f"tokens are {tuple(tokens.shape)} but the order is {tuple(order.positions.shape)}")
+        if tokens.shape[1] > self.config.max_position_embeddings:
+            limit = self.config.max_position_embeddings
+            raise UserError(f"{tokens.shape[1]} tokens exceed max_position_embeddings={limit}")
+
+    def _with_bos(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
+        bos = self.bos.expand(len(tokens), 1, -1)
+        table = torch.cat((bos, self.embed(tokens)), dim=1)  # (B, N, D) -> (B, N + 1, D)
+        return F.dropout(table, self.config.dropout, self.training)
+
+
+class Armd(Transformer):
+    """The two-stream model. `forward` scores whole texts; `advance` continues a cache during decoding."""
+
+    def __init__(self, config: ArmdConfig) -> None:
+        super().__init__(config)
+        self.prefix = PREFIXES[config.query](config.hidden_size, config.max_position_embeddings + 1, config.kernel_width)
+
+    # ---- training and scoring: all blocks in one pass --------------------------------------------------------------
+
+    def hidden(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N D"]:
+        """G^L of every token, in generation order: Eq. (7) for all blocks at once."""
+        order = order.to(tokens.device)
+        table = self._with_bos(tokens)
+        blocks = F.pad(order.blocks + 1, (1, 0))  # generation order, BOS is block 0: (B, N + 1)
+        slots = F.pad(order.positions + 1, (1, 0))
+        ranks = F.pad(order.text_blocks + 1, (1, 0))  # text order
+        x = table.gather(1, slots[:, :-1, None].expand(-1, -1, table.shape[2]))  # the last token is evidence for none
+        g = order.to_generation(self.prefix(table, ranks))
+        if order.is_sequential:
+            see = Visibility.sequential()
+        else:
+            see = Visibility.of_blocks(blocks[:, :-1], blocks[:, 1:], blocks[:, :-1], blocks[:, 1:])
+        return self._two_streams(x, g, slots[:, :-1], slots[:, 1:], see, None)
+
+    # ---- decoding: a few rows on top of the caches -----------------------------------------------------------------
+
+    def new_cache(self, batch: int, length: int, rows: int) -> Cache:
+        """An empty cache for texts of `length` tokens and at most `rows` rows a stream, padding included."""
+        c = self.config
+        shape = batch, c.num_attention_heads, rows, c.hidden_size // c.num_attention_heads
+        like = self.device, self.embed.weight.dtype
+        content = KeyValueStore(c.num_two_stream_layers, *shape, *like)
+        prediction = KeyValueStore(c.num_hidden_layers - c.num_two_stream_layers, *shape, *like)
+        return Cache(content, prediction, length + 1, c.hidden_size)
+
+    def advance(
+        self,
+        cache: Cache,
+        tokens: Int[Tensor, "B C"],
+        slots: Int[Tensor, "B C"],
+        blocks: Int[Tensor, "B C"],
+        target_slots: Int[Tensor, "B T"],
+        target_blocks: Int[Tensor, "B T"],
+    ) -> Float[Tensor, "B T D"]:
+        """One decoding pass: take in tokens that have become known, predict the slots of the next block.
+
+        Args:
+            cache: what earlier passes left; the new rows are added to it.
+            tokens, slots, blocks: (B, C) known tokens, their slots (position + 1; slot 0 is BOS, whatever its token)
+                and blocks (BOS 0, the n-th block n + 1); block `masks.HIDDEN` marks padding.
+            target_slots, target_blocks: (B, T) what to predict, in the same terms.
+
+        Returns:
+            (B, T, D) hidden rows of the targets, ready for the head.
+        """
+        x = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
+        cache.learn(slots, x, blocks)
+        g = self.prefix.at(cache.table, cache.ranks, target_slots, target_blocks)
+        see = Visibility.of_blocks(
+            blocks, target_blocks, cache.content.reserve(blocks), cache.prediction.reserve(target_blocks)
+        )
+        return self._two_streams(x, g, slots, target_slots, see, cache)
+
+    # ---- Eq. (7) ---------------------------------------------------------------------------------------------------
+
+    def _two_streams(
+        self, x: Tensor, g: Tensor, slots: Tensor, target_slots: Tensor, see: Visibility, cache: Cache | None
+    ) -> Tensor:
+        content_rotation, prediction_rotation = self.rotary(slots), self.rotary(target_slots - 1)
+        last = self.config.num_two_stream_layers - 1
+        for i, layer in enumerate(self.layers):
+            if i <= last:
+                k, v = layer.keys_values(x, content_rotation)
+                k, v = cache.content.append(i, k, v) if cache else (k, v)
+                g = layer(g, prediction_rotation, k, v, see.strict)
+                x = layer(x, content_rotation, k, v, see.content) if i < last else x  # nobody reads the last X
+            else:
+                k, v = layer.keys_values(g, prediction_rotation)
+                k, v = cache.prediction.append(i - last - 1, k, v) if cache else (k, v)
+                g = layer(g, prediction_rotation, k, v, see.prediction)
+        return self.norm(g)

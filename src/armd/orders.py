@@ -1,0 +1,355 @@
+"""Generation orders: which token is written when, and which tokens are written together.
+
+One draw of the masking process of a masked diffusion model, read backwards, is a permutation of the text cut into
+consecutive blocks (paper, section 2). That pair is an `Order`. Nothing here knows of a network: sizes and a
+`torch.Generator` in, integers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from armd.errors import UserError
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator that is a pure function of the integers in `key`, such as (seed, step)."""
+    state = np.random.SeedSequence([k & 0xFFFFFFFF for k in key]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """A batch of generation orders, each cut into blocks.
+
+        text            a  b  c  d  e  f  g  h        N = 8, strided with 2 streams
+        positions       0  4  1  5  2  6  3  7        text position of the n-th generated token
+        blocks          0  1  2  2  3  3  4  4        its block: the two stream heads, then groups of two
+
+    Attributes:
+        positions: (B, N) long, a permutation of 0..N-1 in every row.
+        blocks: (B, N) long, starts at 0, rises by 0 or 1. Tokens of one block are independent given earlier blocks.
+
+    Raises:
+        UserError: a tensor has the wrong shape, is no permutation, or has blocks out of order (checked on the CPU
+            only: on an accelerator the check would stall the queue).
+    """
+
+    positions: Int[Tensor, "B N"]
+    blocks: Int[Tensor, "B N"]
+
+    def __post_init__(self) -> None:
+        if self.positions.ndim != 2 or self.positions.shape != self.blocks.shape or self.positions.shape[1] == 0:
+            shapes = f"{tuple(self.positions.shape)} and {tuple(self.blocks.shape)}"
+            raise UserError(f"positions and blocks are {shapes}; both must be (batch, length) with length >= 1")
+        if self.positions.device.type != "cpu":
+            return
+        if not torch.equal(self.positions.sort(dim=1).values, _arange(*self.positions.shape)):
+            raise UserError("positions: every row must be a permutation of 0..N-1")
+        rise = self.blocks.diff(dim=1)
+        if (self.blocks[:, 0] != 0).any() or (rise < 0).any() or (rise > 1).any():
+            raise UserError("blocks: every row must start at 0 and rise by 0 or 1")
+
+    # ---- shape and views -------------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        return self.positions.shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.positions.shape[1]
+
+    @cached_property
+    def is_sequential(self) -> bool:
+        """Whether every block holds one token, so that all masks are the plain causal triangle."""
+        return bool((self.blocks[:, -1] == self.length - 1).all())
+
+    @cached_property
+    def inverse(self) -> Int[Tensor, "B N"]:
+        """(B, N): the rank in the order of each text position."""
+        return torch.empty_like(self.positions).scatter_(1, self.positions, _arange_like(self.positions))
+
+    @property
+    def text_blocks(self) -> Int[Tensor, "B N"]:
+        """(B, N): the block of each text position."""
+        return self.to_text(self.blocks)
+
+    def to_generation(self, values: Shaped[Tensor, "B N ..."]) -> Shaped[Tensor, "B N ..."]:
+        """Rearrange (B, N, ...) from text order into generation order."""
+        return _gather_rows(values, self.positions)
+
+    def to_text(self, values: Shaped[Tensor, "B N ..."]) -> Shaped[Tensor, "B N ..."]:
+        """Rearrange (B, N, ...) from generation order into text order."""
+        return _gather_rows(values, self.inverse)
+
+    def sequential(self) -> Order:
+        """The same positions, one token per block: the law that exact decoding keeps."""
+        return Order(self.positions, _arange_like(self.positions).contiguous())
+
+    def rows(self, index: Int[Tensor, "R"]) -> Order:
+        """The orders of some rows of the batch."""
+        part = Order(self.positions[index], self.blocks[index])
+        part.__dict__["is_sequential"] = self.is_sequential
+        return part
+
+    def to(self, device: torch.device | str) -> Order:
+        if self.positions.device == torch.device(device):
+            return self
+        moved = Order(self.positions.to(device), self.blocks.to(device))
+        moved.__dict__["is_sequential"] = self.is_sequential  # decided here, so that no accelerator has to wait for it
+        return moved
+
+    # ---- constructors ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def left_to_right(cls, batch: int, length: int) -> Order:
+        """The order of an autoregressive model."""
+        _check_size(batch, length)
+        return cls(_arange(batch, length), _arange(batch, length))
+
+    @classmethod
+    def uniform(cls, batch: int, length: int, *, generator: torch.Generator | None = None) -> Order:
+        """Every permutation equally likely, one token per block."""
+        _check_size(batch, length)
+        return cls(torch.rand(batch, length, generator=generator).argsort(dim=1), _arange(batch, length))
+
+    @classmethod
+    def reinsert(cls, batch: int, length: int, rho: int, *, generator: torch.Generator | None = None) -> Order:
+        """Take `rho` random tokens out of left-to-right order and put them back at random ranks (section 4)."""
+        _check_size(batch, length)
+        _check_range("rho", rho, 0, length)
+        taken, ranks = (torch.rand(batch, length, generator=generator).argsort(dim=1)[:, :rho] for _ in range(2))
+        everywhere = torch.zeros(batch, length, dtype=torch.bool)
+        stays, free = ~everywhere.scatter(1, taken, True), ~everywhere.scatter(1, ranks, True)
+        positions = _arange(batch, length).clone()
+        positions[free] = _arange(batch, length)[stays]  # the rest keeps its order
+        return cls(positions.scatter_(1, ranks, taken), _arange(batch, length))
+
+    @classmethod
+    def subset(cls, batch: int, length: int, rho: int, *, generator: torch.Generator | None = None) -> Order:
+        """Permute `rho` random tokens among their own ranks; the rest stays (the other reading of section 4)."""
+        _check_size(batch, length)
+        _check_range("rho", rho, 0, length)
+        chosen = torch.rand(batch, length, generator=generator).argsort(dim=1)[:, :rho]
+        return cls(_arange(batch, length).scatter(1, chosen.sort(dim=1).values, chosen), _arange(batch, length))
+
+    @classmethod
+    def strided(cls, batch: int, length: int, streams: int, *, prompt: int = 0) -> Order:
+        """Strided block-parallel order (section 5): stream heads one by one, then one token of each stream a block.
+
+        The first `prompt` tokens are evidence, read left to right; `streams` must divide the other length - prompt.
+        """
+        _check_size(batch, length)
+        _check_range("prompt", prompt, 0, length - 1)
+        _check_range("streams", streams, 1, length - prompt)
+        new = length - prompt
+        if new % streams:
+            raise UserError(
+                f"streams={streams} does not divide the {new} new tokens; use a length of {new - new % streams} "
+                f"or {new + streams - new % streams}, or another number of streams"
+            )
+        stream = torch.arange(-prompt, new).div(new // streams, rounding_mode="floor").clamp(min=-1)
+        return cls.from_streams(stream.expand(batch, length))
+
+    @classmethod
+    def template(cls, holes: Bool[Tensor, "*B N"]) -> Order:
+        """Fill holes: known tokens first, left to right; then every run of holes is a stream, as in `strided`.
+
+        Args:
+            holes: (B, N) or (N,) bool, true where a token is to be written.
+        """
+        holes = holes.cpu().bool().reshape(-1, holes.shape[-1])
+        starts = holes & ~torch.nn.functional.pad(holes, (1, 0))[:, :-1]
+        return cls.from_streams(torch.where(holes, starts.cumsum(dim=1) - 1, -1))
+
+    @classmethod
+    def from_streams(cls, streams: Int[Tensor, "B N"]) -> Order:
+        """Streams of any lengths at any places.
+
+        Args:
+            streams: (B, N) long, the stream of each text position, -1 for evidence. Evidence comes first, one token per
+                block in text order: so it is read as the left-to-right model reads it. Then the stream heads one by
+                one, then, block by block, the next token of every stream that still has one.
+        """
+        B, N = streams.shape
+        stream = streams.cpu()
+        text = _arange(B, N)
+        by_stream = stream.argsort(dim=1, stable=True)
+        sorted_stream = stream.gather(1, by_stream)
+        opens = torch.ones_like(stream, dtype=torch.bool)
+        opens[:, 1:] = sorted_stream[:, 1:] != sorted_stream[:, :-1]
+        first = torch.where(opens, text, 0).cummax(dim=1).values
+        step = torch.empty_like(stream).scatter_(1, by_stream, text - first)  # a token's place in its stream
+        step = torch.where(stream < 0, -1, step)
+        key = (step + 1) * N * (N + 1) + (stream + 1) * N + text
+        positions = key.argsort(dim=1)
+        step = step.gather(1, positions)
+        opens = torch.ones_like(opens)
+        opens[:, 1:] = (step[:, 1:] != step[:, :-1]) | (step[:, 1:] <= 0)
+        return cls(positions, opens.cumsum(dim=1) - 1)
+
+    @classmethod
+    def from_masking_times(cls, tau: Shaped[Tensor, "B N"]) -> Order:
+        """One draw of the masking process: later masked is earlier generated; equal times form a block (section 1).
+
+        Args:
+            tau: (B, N) integers or reals, the time at which each token of the text was masked.
+        """
+        tau = tau.cpu()
+        positions = tau.argsort(dim=1, descending=True, stable=True)
+        sorted_tau = tau.gather(1, positions)
+        opens = torch.zeros_like(positions)
+        opens[:, 1:] = (sorted_tau[:, 1:] != sorted_tau[:, :-1]).long()
+        return cls(positions, opens.cumsum(dim=1))
+
+    @classmethod
+    def infill(cls, batch: int, length: int, *, generator: torch.Generator | None = None) -> Order:
+        """Training order for templates: one span of up to half the text, anywhere, is written last, left to right."""
+        _check_size(batch, length)
+        size, place = torch.rand(2, batch, 1, generator=generator)
+        size = (size * max(length // 2, 1)).long() + 1
+        start = (place * (length - size + 1)).long()
+        text = _arange(batch, length)
+        return cls.template((text >= start) & (text < start + size)).sequential()
+
+
+# ---- families: orders by name, and their mixture over a training run -------------------------------------------------
+
+OrderFamily = Callable[[int, int, int, torch.Generator], Order]
+
+# name -> (batch, length, argument, generator) -> Order. A new family is one line here.
+FAMILIES: dict[str, OrderFamily] = {
+    "left_to_right": lambda batch, length, _, g: Order.left_to_right(batch, length),
+    "reinsert": lambda batch, length, rho, g: Order.reinsert(batch, length, min(rho, length), generator=g),
+    "subset": lambda batch, length, rho, g: Order.subset(batch, length, min(rho, length), generator=g),
+    "uniform": lambda batch, length, _, g: Order.uniform(batch, length, generator=g),
+    "strided": lambda batch, length, streams, g: Order.strided(batch, length, streams),
+    "strided_sequential": lambda batch, length, streams, g: Order.strided(batch, length, streams).sequential(),
+    "infill": lambda batch, length, _, g: Order.infill(batch, length, generator=g),
+}
+TAKES_ARGUMENT = ("reinsert", "subset", "strided", "strided_sequential")
+
+
+@dataclass(frozen=True)
+class Family:
+    """An order family with its argument, written `name` or `name:argument`: `uniform`, `reinsert:8`, `strided:4`."""
+
+    name: str
+    argument: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Family:
+        name, colon, argument = text.partition(":")
+        if name not in FAMILIES:
+            raise UserError(f"order family {text!r} is unknown; known: {', '.join(FAMILIES)}")
+        if (name in TAKES_ARGUMENT) != bool(colon):
+            wanted = f"needs a number, as in {name}:4" if name in TAKES_ARGUMENT else f"takes no number: write {name}"
+            raise UserError(f"order family {text!r} {wanted}")
+        if colon and not (argument.isdecimal() and int(argument) >= 1):
+            raise UserError(f"order family {text!r}: the number after the colon must be an integer >= 1")
+        return cls(name, int(argument or 0))
+
+    def order(self, batch: int, length: int, generator: torch.Generator) -> Order:
+        return FAMILIES[self.name](batch, length, self.argument, generator)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.argument}" if self.name in TAKES_ARGUMENT else self.name
+
+
+@dataclass(frozen=True)
+class OrderSchedule:
+    """Which orders a run trains on: a pure function of (step, seed).
+
+    rho |                      ____________          0 .. ar_steps       left to right only
+        |                 ____/                      .. perm_steps       shuffled tokens grow from 1 to rho
+      1 |            ____/                           .. - sbp_steps      rho of them
+      0 |___________/____________________ S in {..}  last sbp_steps      strided, S drawn per step
+    """
+
+    ar_steps: int = 0
+    """Steps of left-to-right order at the start (i_AR of the paper)."""
+    perm_steps: int = 0
+    """Step at which the number of shuffled tokens has grown to rho (i_perm)."""
+    rho: int = 0
+    """Number of shuffled tokens at the end of the growth."""
+    shuffle: str = "reinsert"
+    """How tokens are shuffled: reinsert (take out, put back at random ranks) or subset (permute among themselves)."""
+    sbp_steps: int = 0
+    """Length of the strided fine-tuning phase at the end of the run (i_SBP)."""
+    sbp_streams: tuple[int, ...] = (1, 2, 4)
+    """Numbers of streams drawn from in that phase, one draw per step."""
+    floors: Mapping[str, float] = field(default_factory=dict)
+    """Order family -> share of the steps it gets in every phase, whatever the phase; the rest follows the phases."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ar_steps <= max(self.perm_steps, self.ar_steps):
+            raise UserError(f"ar_steps={self.ar_steps} must be >= 0")
+        if self.rho and self.perm_steps < self.ar_steps:
+            raise UserError(f"perm_steps={self.perm_steps} must be at least ar_steps={self.ar_steps}")
+        if self.rho < 0 or self.sbp_steps < 0:
+            raise UserError(f"rho={self.rho} and sbp_steps={self.sbp_steps} must be >= 0")
+        if self.shuffle not in ("reinsert", "subset"):
+            raise UserError(f"shuffle={self.shuffle!r} must be reinsert or subset")
+        if not self.sbp_streams or min(self.sbp_streams) < 1:
+            raise UserError(f"sbp_streams={self.sbp_streams} must be one or more integers >= 1")
+        shares = [share for name, share in self.floors.items() if Family.parse(name)]
+        if any(share < 0 for share in shares) or sum(shares) > 1:
+            raise UserError(f"floors={dict(self.floors)} must be shares >= 0 that sum to at most 1")
+        object.__setattr__(self, "floors", MappingProxyType(dict(self.floors)))
+
+    def shuffled(self, step: int) -> int:
+        """How many tokens the progressive schedule shuffles at `step` (section 4)."""
+        if step < self.ar_steps or self.rho == 0:
+            return 0
+        grown = min((step - self.ar_steps) / max(self.perm_steps - self.ar_steps, 1), 1.0)
+        return 1 + int((self.rho - 1) * grown)
+
+    def family(self, step: int, seed: int, max_steps: int) -> Family:
+        """The order family of one step."""
+        draw, choice = torch.rand(2, generator=generator(seed, step, 0)).tolist()
+        for name, share in self.floors.items():
+            if draw < share:
+                return Family.parse(name)
+            draw -= share
+        if step >= max_steps - self.sbp_steps:
+            return Family("strided", self.sbp_streams[int(choice * len(self.sbp_streams))])
+        shuffled = self.shuffled(step)
+        return Family(self.shuffle, shuffled) if shuffled else Family("left_to_right")
+
+    def order(self, step: int, seed: int, max_steps: int, batch: int, length: int) -> Order:
+        """The orders of one step's batch."""
+        return self.family(step, seed, max_steps).order(batch, length, generator(seed, step, 1))
+
+
+# ---- small helpers ---------------------------------------------------------------------------------------------------
+
+
+def _arange(batch: int, length: int) -> Tensor:
+    return torch.arange(length).expand(batch, length)
+
+
+def _arange_like(positions: Tensor) -> Tensor:
+    return torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
+
+
+def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index.reshape(*index.shape, *[1] * (values.ndim - 2)).expand_as(values))
+
+
+def _check_size(batch: int, length: int) -> None:
+    _check_range("batch", batch, 1, None)
+    _check_range("length", length, 1, None)
+
+
+def _check_range(name: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        raise UserError(f"{name}={value} must be at least {low}" + (f" and at most {high}" if high is not None else ""))

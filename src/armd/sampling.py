@@ -1,0 +1,72 @@
+"""From logits to tokens. Pure functions; all randomness is counter-based, a function of what it is for.
+
+A token is drawn as argmax(log p + g), g Gumbel noise (Gumbel-max). The noise of a (seed, sample, position, token) never
+changes, whatever is drawn before, beside or after it: the same seed gives the same text at any batch size, and a draft
+can be checked against the very coin it was drawn with. It is made in float64 of 52-bit uniforms: float32 noise cuts off
+the tail and lowers the effective temperature (arXiv 2409.02908).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from armd.errors import UserError
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the SplitMix64 increment
+
+
+def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
+    """Refuse impossible sampling settings by name."""
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be a number >= 0 (0 is greedy)")
+    if top_k < 0:
+        raise UserError(f"top_k={top_k} must be >= 0 (0 is off)")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p} must be above 0 and at most 1 (1 is off)")
+
+
+def log_probs(
+    logits: Float[Tensor, "*R V"], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Float[Tensor, "*R V"]:
+    """The law that is sampled: (..., V) float64 log-probabilities, normalised, -inf where a token is cut off.
+
+    Args:
+        logits: (..., V).
+        temperature: divides the logits; 0 puts all mass on the most likely token (the first of equals).
+        top_k: keep the k most likely tokens (0: all). Tokens equal to the k-th are kept.
+        top_p: keep the most likely tokens until their mass reaches p.
+    """
+    logits = logits.double()
+    if temperature == 0:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
+    if top_p < 1:
+        ranked, index = logits.sort(dim=-1, descending=True, stable=True)
+        mass = ranked.softmax(dim=-1)
+        cut = (mass.cumsum(dim=-1) - mass) >= top_p  # the mass before a token already reaches p; never the first
+        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, index, cut), -torch.inf)
+    return logits.log_softmax(dim=-1)
+
+
+def gumbel(
+    seed: int, samples: Int[Tensor, "B 1"], positions: Int[Tensor, "B T"], vocab_size: int
+) -> Float[Tensor, "B T V"]:
+    """Gumbel noise of every (seed, sample, text position, token): (B, T, V) float64."""
+    key = _mix(torch.tensor(seed, device=positions.device))
+    key = _mix(_mix(key + samples) + positions)
+    tokens = torch.arange(vocab_size, device=positions.device)
+    bits = (_mix(key[..., None] + (tokens + 1) * _GOLDEN) >> 12) & (2**52 - 1)
+    return -(-((bits.double() + 0.5) * 2.0**-52).log()).log()
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The SplitMix64 finaliser (Steele et al., 2014) on int64, whose products wrap around."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> 30 & (2**34 - 1))) * -4658895280553007687
+    x = (x ^ (x >> 27 & (2**37 - 1))) * -7723592293110705685
+    return x ^ (x >> 31 & (2**33 - 1))

@@ -1,0 +1,132 @@
+"""Everything that defines a run. It is written into the run folder, and is enough to run it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from armd.errors import UserError
+from armd.model import ArmdConfig
+from armd.objective import WEIGHTINGS
+from armd.orders import Family, OrderSchedule
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser and learning-rate schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW momenta."""
+    eps: float = 1e-8
+    """AdamW epsilon."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the weight matrices."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    schedule: str = "cosine"
+    """After warm-up: cosine (to a tenth of the peak), wsd (constant, then linear to zero) or constant."""
+    decay_share: float = 0.3
+    """Share of the run over which wsd decays."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights that is published; 0 publishes the weights themselves."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "wsd", "constant"):
+            raise UserError(f"optim.schedule={self.schedule!r} must be cosine, wsd or constant")
+        if self.lr <= 0 or self.grad_clip <= 0:
+            raise UserError(f"optim.lr={self.lr} and optim.grad_clip={self.grad_clip} must be above 0")
+        if not 0 <= self.ema < 1 or not 0 < self.decay_share <= 1:
+            raise UserError(f"optim.ema={self.ema} must be in [0, 1) and optim.decay_share={self.decay_share} in (0, 1]")
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise UserError(
+                f"optim.warmup_steps={self.warmup_steps} and optim.weight_decay={self.weight_decay} must be >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: network, orders, optimiser, budget."""
+
+    model: ArmdConfig
+    """The network."""
+    orders: OrderSchedule = field(default_factory=OrderSchedule)
+    """Which orders it trains on."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser."""
+    architecture: str = "armd"
+    """armd, or ar for the plain autoregressive baseline on the same layers."""
+    weighting: str = "likelihood"
+    """Re-weighting of Eq. (2): likelihood (none), per_block or late."""
+    length: int = 0
+    """Tokens in a training text; 0 means max_position_embeddings."""
+    batch_size: int = 16
+    """Texts in a step."""
+    micro_batch_size: int = 0
+    """Texts in a forward pass; gradients accumulate over batch_size. 0 means batch_size."""
+    max_steps: int = 1000
+    """Steps of the run."""
+    seed: int = 0
+    """Seed of initialisation, data windows, orders and dropout."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    precision: str = "bf16"
+    """bf16 (autocast, float32 master weights) or fp32."""
+    eval_every: int = 250
+    """Steps between validations; the last step is always validated."""
+    eval_texts: int = 64
+    """Held-out texts in a validation."""
+    eval_orders: tuple[str, ...] = ("left_to_right", "uniform")
+    """Order families validated."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    save_every: int = 250
+    """Steps between checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """Checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_steps", "eval_every", "eval_texts", "log_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.micro_batch_size < 0 or (self.micro_batch_size and self.batch_size % self.micro_batch_size):
+            raise UserError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}")
+        if not 0 <= self.length <= self.model.max_position_embeddings:
+            limit = self.model.max_position_embeddings
+            raise UserError(f"length={self.length} must be between 0 and max_position_embeddings={limit}")
+        if self.precision not in ("bf16", "fp32"):
+            raise UserError(f"precision={self.precision!r} must be bf16 or fp32")
+        if self.architecture not in ("armd", "ar"):
+            raise UserError(f"architecture={self.architecture!r} must be armd or ar")
+        if self.weighting not in WEIGHTINGS:
+            raise UserError(f"weighting={self.weighting!r} must be one of {', '.join(WEIGHTINGS)}")
+        for text in self.eval_orders:
+            Family.parse(text)
+
+    @property
+    def text_length(self) -> int:
+        return self.length or self.model.max_position_embeddings
+
+
+def to_json(config: Any) -> Any:
+    """A config as plain JSON values."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return dict(config)
+    return list(config) if isinstance(config, tuple) else config
+
+
+def from_json(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_json`."""
+    orders, optim = dict(values["orders"]), dict(values["optim"])
+    orders["sbp_streams"] = tuple(orders["sbp_streams"])
+    optim["betas"] = tuple(optim["betas"])
+    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    rest.update(model=ArmdConfig(**values["model"]), orders=OrderSchedule(**orders), optim=OptimConfig(**optim))
+    return TrainConfig(**rest)

@@ -1,0 +1,255 @@
+"""The training loop. One loop for every model: batch, order, loss, backward, step, log."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from armd import checkpoint
+from armd.data import Manifest, TokenDataset, Tokenizer
+from armd.errors import UserError
+from armd.model import Transformer
+from armd.objective import loss, nll
+from armd.orders import Family, generator
+from armd.train import optim, state
+from armd.train.config import TrainConfig, from_json, to_json
+from armd.train.log import Log, read_metrics
+
+
+class TrainingStopped(RuntimeError):
+    """The run stopped early; the message says why, and from where it can go on."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves: its folder, model, and the last validation (order family -> nats per token)."""
+
+    run: Path
+    model: Transformer
+    valid: dict[str, float]
+    seconds: float
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a name; `auto` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name!r} is unknown; use cpu, cuda or auto") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name!r}: this machine has no usable GPU; use --device cpu")
+    return device
+
+
+def train(
+    config: TrainConfig, data: str | Path, run: str | Path, *, resume: bool = False, quiet: bool = False
+) -> TrainResult:
+    """Train a model on prepared data and leave a run folder (see `state`).
+
+    Args:
+        config: the run.
+        data: a folder made by `armd.data.prepare`.
+        run: the run folder; it must be new unless `resume`.
+        resume: go on from the newest checkpoint; the result equals that of a run never stopped, bit for bit.
+
+    Raises:
+        UserError: config, data and run folder do not fit each other, or the disk is full.
+        TrainingStopped: the loss was not finite, or the run was interrupted.
+    """
+    run = Path(run)
+    train_set = TokenDataset(data, "train", config.text_length)
+    valid_set = TokenDataset(data, "valid", config.text_length)
+    _open_run(config, Path(data), run, resume)
+
+    device = pick_device(config.device)
+    torch.manual_seed(config.seed)
+    model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(device)
+    optimiser = optim.build(model, config.optim)
+    average = [p.detach().clone() for p in model.parameters()] if config.optim.ema else []
+    tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
+    start = _restore(run, model, average, optimiser) if resume else 0
+
+    valid: dict[str, float] = {}
+    began = time.monotonic()
+    with Log(run, start, config.max_steps, quiet) as log, _interruptible() as interrupted:
+        log.say(f"training {model.num_parameters():,} parameters on {train_set.tokens:,} tokens, {device}, into {run}")
+        for step in range(start, config.max_steps):
+            tokens = train_set.batch(step, config.batch_size, config.seed).to(device)
+            family, value, norm = train_step(model, optimiser, tokens, step, config)
+            if not math.isfinite(value):
+                good = next(iter(state.checkpoints(run)[::-1]), "none yet")
+                raise TrainingStopped(f"loss is {value} at step {step + 1}; last good checkpoint: {good}")
+            if average:
+                optim.update_average(average, model.parameters(), config.optim.ema, step)
+            done = step + 1
+
+            if done % config.log_every == 0 or done == config.max_steps:
+                rate = (done - start) * config.batch_size * config.text_length / (time.monotonic() - began)
+                log.step(done, f"loss {value:.3f} nats ({family})  {rate:,.0f} tokens/s")
+                log.record(step=done, family=family, loss=value, grad_norm=norm, tokens_per_second=round(rate))
+            if done % config.eval_every == 0 or done == config.max_steps:
+                with _averaged(model, average):
+                    valid = validate(model, valid_set, config)
+                log.record(step=done, valid=valid)
+                log.say(f"step {done}: held-out nats/token " + ", ".join(f"{k} {v:.4f}" for k, v in valid.items()))
+            if done % config.save_every == 0 or done == config.max_steps or interrupted:
+                state.save(run, done, model, average, optimiser, config.keep_last)
+                with _averaged(model, average):
+                    checkpoint.save(model, run, tokenizer)
+            if interrupted:
+                raise TrainingStopped(f"interrupted after step {done}, which is saved; go on with --resume")
+    if average:
+        _copy(average, model.parameters())
+    return TrainResult(run, model.eval(), valid or last_validation(run), time.monotonic() - began)
+
+
+def train_step(
+    model: Transformer, optimiser: torch.optim.Optimizer, tokens: Tensor, step: int, config: TrainConfig
+) -> tuple[str, float, float]:
+    """One optimiser step; returns the order family, the loss in nats per token, and the gradient norm."""
+    torch.manual_seed(int(generator(config.seed, step, 2).initial_seed()))  # dropout
+    model.train()
+    family = config.orders.family(step, config.seed, config.max_steps)
+    order = config.orders.order(step, config.seed, config.max_steps, *tokens.shape)
+    micro = config.micro_batch_size or config.batch_size
+    for group in optimiser.param_groups:
+        group["lr"] = optim.learning_rate(step, config.max_steps, config.optim)
+    optimiser.zero_grad(set_to_none=True)
+    total = 0.0
+    for rows in torch.arange(config.batch_size).split(micro):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            part = loss(model, tokens[rows], order.rows(rows), config.weighting) * (len(rows) / config.batch_size)
+        part.backward()
+        total += part.item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
+    if math.isfinite(total):  # a broken step never reaches the weights
+        optimiser.step()
+    return str(family), total, float(norm)
+
+
+@torch.no_grad()
+def validate(model: Transformer, dataset: TokenDataset, config: TrainConfig) -> dict[str, float]:
+    """Held-out nats per token of each order family, always on the same texts and orders."""
+    model.eval()
+    texts = min(config.eval_texts, dataset.eval_windows())
+    result = {}
+    for name in config.eval_orders:
+        total = 0.0
+        for start in range(0, texts, config.batch_size):
+            tokens = dataset.eval_batch(start, min(config.batch_size, texts - start)).to(model.device)
+            order = Family.parse(name).order(*tokens.shape, generator(0, start))
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                total += nll(model, tokens, order).double().mean(dim=1).sum().item()
+        result[name] = total / texts
+    return result
+
+
+def last_validation(run: Path) -> dict[str, float]:
+    """The newest validation in metrics.jsonl."""
+    return next((record["valid"] for record in reversed(read_metrics(run)) if "valid" in record), {})
+
+
+# ---- the run folder --------------------------------------------------------------------------------------------------
+
+
+def _open_run(config: TrainConfig, data: Path, run: Path, resume: bool) -> None:
+    identity = {"config": to_json(config), "data": Manifest.load(data).digest}
+    path = run / "run.json"
+    if resume:
+        _check_same_run(path, identity)
+        return
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"run folder {run} is not empty; use --resume to go on with it, or another --out")
+    if config.architecture == "ar" and set(config.eval_orders) != {"left_to_right"}:
+        raise UserError("architecture=ar has one order only: set --eval-orders left_to_right")
+    checkpoint.write_json(path, identity)
+
+
+def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
+    before = checkpoint.read_json(path)
+    if before.get("data") != identity["data"]:
+        raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
+    old, new = (json.loads(json.dumps(values["config"])) for values in (before, identity))
+    for values in (old, new):
+        values.pop("device")  # where it runs may change
+    changed = sorted(name for name in new if old.get(name) != new[name])
+    if changed:
+        raise UserError(f"{path.parent} was started with other values of {', '.join(changed)}; --resume needs the same")
+
+
+def _restore(run: Path, model: Transformer, average: list[Tensor], optimiser: torch.optim.Optimizer) -> int:
+    for folder in reversed(state.checkpoints(run)):
+        return state.restore(folder, model, average, optimiser)
+    return 0
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The config a run was started with."""
+    return from_json(checkpoint.read_json(run / "run.json")["config"])
+
+
+# ---- weights in and out ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _copy(source: list[Tensor], target: Iterator[Tensor]) -> None:
+    for value, weight in zip(source, target, strict=True):
+        weight.copy_(value)
+
+
+@contextmanager
+def _averaged(model: Transformer, average: list[Tensor]) -> Iterator[None]:
+    """Within the context the model holds the moving average, if the run keeps one."""
+    if not average:
+        yield
+        return
+    weights = [p.detach().clone() for p in model.parameters()]
+    _copy(average, model.parameters())
+    try:
+        yield
+    finally:
+        _copy(weights, model.parameters())
+
+
+class _Flag:
+    """Set by the first signal; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.raised:
+            raise KeyboardInterrupt
+        self.raised = True
+
+    def __bool__(self) -> bool:
+        return self.raised
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Flag]:
+    """Turn SIGINT and SIGTERM into a flag the loop looks at between steps."""
+    flag, before = _Flag(), {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, flag)
+    except ValueError:  # not the main thread: leave the signals alone
+        pass
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
