@@ -18,12 +18,11 @@ class KeyValueStore:
         length: rows in use.
     """
 
-    def __init__(
-        self, layers: int, batch: int, heads: int, capacity: int, head_size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.keys = torch.zeros(layers, batch, heads, capacity, head_size, device=device, dtype=dtype)
+    def __init__(self, layers: int, batch: int, heads: int, capacity: int, head_size: int, like: Tensor) -> None:
+        """Room for `capacity` rows, on the device and in the dtype of `like`."""
+        self.keys = like.new_zeros(layers, batch, heads, capacity, head_size)
         self.values = torch.zeros_like(self.keys)
-        self.blocks = torch.full((batch, capacity), HIDDEN, device=device)
+        self.blocks = torch.full((batch, capacity), HIDDEN, device=like.device)
         self.length = 0
 
     def reserve(self, blocks: Int[Tensor, "B R"]) -> Int[Tensor, "B T"]:

@@ -24,7 +24,7 @@ FORMAT = 1
 ARCHITECTURES: dict[str, type[Transformer]] = {"armd": Armd, "ar": Autoregressive}
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its final place and move it there: a crash or a full disk leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -113,7 +113,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Transf
     if not folder.is_dir():
         raise UserError(f"model folder {folder} does not exist")
     values = read_json(folder / "config.json")
-    if not isinstance(values, dict) or values.get("format") != FORMAT or values.get("architecture") not in ARCHITECTURES:
+    ours = isinstance(values, dict) and values.get("format") == FORMAT
+    if not ours or values.get("architecture") not in ARCHITECTURES:
         raise UserError(f"{folder / 'config.json'} was not written by this version of armd")
     kind = ARCHITECTURES[values["architecture"]]
     fields = {name: value for name, value in values.items() if name not in ("format", "architecture")}

@@ -121,14 +121,14 @@ def make_request(
             raise UserError(f"length={length} must be at least 1 new token")
         known = _tokens("prompt", [] if prompt is None else prompt, batch_size, model, lowest=0)
         tokens = F.pad(known, (0, length), value=-1)
-        order = Order.strided(*tokens.shape, streams, prompt=known.shape[1])
+        order = Order.strided(len(tokens), tokens.shape[1], streams, prompt=known.shape[1])
     limit = model.config.max_position_embeddings
     if tokens.shape[1] > limit:
-        parts = f"template of {tokens.shape[1]}" if template is not None else f"prompt {tokens.shape[1] - length} + length {length}"
+        parts = f"template of {tokens.shape[1]}"
+        if length is not None:
+            parts = f"prompt {tokens.shape[1] - length} + length {length}"
         raise UserError(f"{parts} tokens exceed max_position_embeddings={limit}")
-    return Request(
-        tokens, order if mode == "parallel" else order.sequential(), temperature, top_k, top_p, seed, stop
-    )
+    return Request(tokens, order if mode == "parallel" else order.sequential(), temperature, top_k, top_p, seed, stop)
 
 
 def stream(model: Armd, request: Request) -> Iterator[Event]:
@@ -271,9 +271,7 @@ def _advance(
 
 
 @torch.inference_mode()
-def _sample(
-    model: Armd, hidden: Tensor, request: Request, samples: Tensor, positions: Tensor
-) -> tuple[Tensor, Tensor]:
+def _sample(model: Armd, hidden: Tensor, request: Request, samples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Draw tokens of (B, T, D) rows; returns them and their log-probabilities under the model, (B, T) each."""
     logits = F.linear(hidden, model.head_weight)
     law = log_probs(logits, request.temperature, request.top_k, request.top_p)
@@ -313,13 +311,15 @@ def _tokens(name: str, value: Sequence[int] | Tensor, batch_size: int, model: Ar
         raise UserError(f"{name} must be token ids, (N,) or (batch, N)") from None
     if tokens.ndim == 1:
         tokens = tokens.expand(batch_size, -1)
-    if tokens.ndim != 2 or len(tokens) not in (1, batch_size) and batch_size != 1:
+    if tokens.ndim != 2 or (len(tokens) not in (1, batch_size) and batch_size != 1):
         raise UserError(f"{name} is {tuple(tokens.shape)}; it must be (N,) or (batch_size={batch_size}, N)")
     if len(tokens) < batch_size:
         tokens = tokens.expand(batch_size, -1)
     vocab = model.config.vocab_size
     if tokens.numel() and not (lowest <= int(tokens.min()) and int(tokens.max()) < vocab):
-        raise UserError(f"{name} holds token {int(tokens.max())} or {int(tokens.min())}; allowed: {lowest}..{vocab - 1}")
+        raise UserError(
+            f"{name} holds token {int(tokens.max())} or {int(tokens.min())}; allowed: {lowest}..{vocab - 1}"
+        )
     return tokens.clone()
 
 

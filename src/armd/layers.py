@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from armd.masks import Mask
 
 
-
 class RMSNorm(nn.RMSNorm):
     """RMSNorm whose weight follows the rows: under autocast they may be bfloat16 and the weight float32."""
 
@@ -21,16 +23,22 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
-NORMS = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "rmsnorm": lambda size: RMSNorm(size, eps=1e-6),
     "layernorm": lambda size: nn.LayerNorm(size, eps=1e-5),
 }
 
-_flex_attention = torch.compile(flex_attention)  # traced at the first call, which only a GPU makes
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Any]:
+    return torch.compile(flex_attention)  # here, because loading the compiler takes seconds that only a GPU run needs
 
 
 class Rotary(nn.Module):
     """Rotary position embedding (Su et al., 2021) with positions given as data, so that rows may come in any order."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, head_size: int, positions: int, theta: float) -> None:
         super().__init__()
@@ -53,10 +61,8 @@ def rotate(x: Float[Tensor, "B H R K"], rotation: tuple[Tensor, Tensor]) -> Floa
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
     """Scaled dot-product attention of (B, H, Q, K) queries over (B, H, T, K) keys."""
     if isinstance(mask.rendered, BlockMask):
-        return _flex_attention(q, k, v, block_mask=mask.rendered)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask.rendered, is_causal=mask.triangle, dropout_p=dropout
-    )
+        return (_compiled_flex_attention() if q.is_cuda else flex_attention)(q, k, v, block_mask=mask.rendered)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.rendered, is_causal=mask.triangle, dropout_p=dropout)
 
 
 class Layer(nn.Module):

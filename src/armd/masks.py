@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -49,10 +48,11 @@ def dense(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"])
 def flex(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"]) -> BlockMask:
     """The same predicate as a FlexAttention block mask."""
 
-    def visible(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    B, Q = queries.shape
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return see(queries[b, q], keys[b, k])
 
-    B, Q = queries.shape
     return create_block_mask(visible, B, None, Q, keys.shape[1], device=str(queries.device))
 
 

@@ -9,12 +9,13 @@
                                                        │
                                                   norm, head ──► logits of every token given earlier blocks
 
-Slot 0 is BOS, slot p + 1 is text position p. Rows are rotated by their slot, but a prediction row by the slot before the
-one it predicts: in left-to-right order that is exactly where an autoregressive transformer stands.
+Slot 0 is BOS, slot p + 1 is text position p. Rows are rotated by their slot, but a prediction row by the slot before
+the one it predicts: in left-to-right order that is exactly where an autoregressive transformer stands.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,13 @@ class ArmdConfig:
     """End-of-text token, at which generation stops; none: it never stops early."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not 1 <= self.num_two_stream_layers <= self.num_hidden_layers:
@@ -105,9 +112,9 @@ class Transformer(nn.Module):
         self.bos = nn.Parameter(torch.randn(c.hidden_size) * 0.02)
         self.rotary = Rotary(c.hidden_size // c.num_attention_heads, c.max_position_embeddings + 1, c.rope_theta)
         width = c.intermediate_size or 4 * c.hidden_size
-        self.layers = nn.ModuleList(
-            Layer(c.hidden_size, c.num_attention_heads, width, c.norm, c.qk_norm, c.dropout)
-            for _ in range(c.num_hidden_layers)
+        shape = c.hidden_size, c.num_attention_heads, width, c.norm, c.qk_norm, c.dropout
+        self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
+            Layer(*shape) for _ in range(c.num_hidden_layers)
         )
         self.norm = NORMS[c.norm](c.hidden_size)
         self.untied_head = None if c.tie_word_embeddings else nn.Linear(c.hidden_size, c.vocab_size, bias=False)
@@ -160,7 +167,9 @@ class Armd(Transformer):
 
     def __init__(self, config: ArmdConfig) -> None:
         super().__init__(config)
-        self.prefix = PREFIXES[config.query](config.hidden_size, config.max_position_embeddings + 1, config.kernel_width)
+        self.prefix = PREFIXES[config.query](
+            config.hidden_size, config.max_position_embeddings + 1, config.kernel_width
+        )
 
     # ---- training and scoring: all blocks in one pass --------------------------------------------------------------
 
@@ -185,9 +194,8 @@ class Armd(Transformer):
         """An empty cache for texts of `length` tokens and at most `rows` rows a stream, padding included."""
         c = self.config
         shape = batch, c.num_attention_heads, rows, c.hidden_size // c.num_attention_heads
-        like = self.device, self.embed.weight.dtype
-        content = KeyValueStore(c.num_two_stream_layers, *shape, *like)
-        prediction = KeyValueStore(c.num_hidden_layers - c.num_two_stream_layers, *shape, *like)
+        content = KeyValueStore(c.num_two_stream_layers, *shape, self.bos)
+        prediction = KeyValueStore(c.num_hidden_layers - c.num_two_stream_layers, *shape, self.bos)
         return Cache(content, prediction, length + 1, c.hidden_size)
 
     def advance(

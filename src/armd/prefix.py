@@ -1,15 +1,17 @@
 """G^0: where the prediction stream starts (paper section 2, Eq. 6; `query` in the config).
 
 Every choice is one function of the *set* of known tokens: a table of embeddings by slot (slot 0 is BOS, slot p + 1 is
-text position p), the rank at which each became known, and the slots asked for. A target of rank r sees the slots of rank
-below r. So strict causality by block holds by construction, and training (`forward`: all targets at once) and decoding
-(`at`: a few targets over the table so far) are the same rule in two renderings, tested equal.
+text position p), the rank at which each became known, and the slots asked for. A target of rank r sees the slots of
+rank below r. So strict causality by block holds by construction, and training (`forward`: all targets at once)
+and decoding (`at`: a few targets over the table so far) are the same rule in two renderings, tested equal.
 
     rank of slots      0  3  1  2        a target of rank 2 (slot 3) sees slots 0 and 2
                       BOS a  b  c
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +51,8 @@ class Aggregate(Prefix):
     P holds sinusoidal embeddings of the true positions, so nothing grows with the context and the weight of a token
     depends on its distance alone. Unnormalised sums grow with n, hence the norm. Costs O(N^2 D) in training.
     """
+
+    P: Tensor
 
     def __init__(self, hidden_size: int, positions: int) -> None:
         super().__init__()
@@ -151,7 +155,7 @@ class AnchorAggregate(Prefix):
 
 
 # The plug-in point: name -> (hidden size, number of slots, kernel width) -> module.
-PREFIXES = {
+PREFIXES: dict[str, Callable[[int, int, int], Prefix]] = {
     "aggregate": lambda size, slots, width: Aggregate(size, slots),
     "kernel": lambda size, slots, width: Kernel(size, width),
     "shift": lambda size, slots, width: Shift(),

@@ -43,8 +43,9 @@ class TokenDataset:
         self._shards = []
         for shard in part.shards:
             path = self.folder / shard.file
-            if not path.is_file() or path.stat().st_size != shard.tokens * dtype.itemsize:
-                state = "is missing" if not path.is_file() else f"has {path.stat().st_size} bytes, not {shard.tokens * dtype.itemsize}"
+            size, wanted = path.stat().st_size if path.is_file() else None, shard.tokens * dtype.itemsize
+            if size != wanted:
+                state = "is missing" if size is None else f"has {size} bytes, not {wanted}"
                 raise UserError(f"shard {path} {state}; prepare the data again")
             self._shards.append(np.memmap(path, dtype=dtype, mode="r"))
         self._ends = np.cumsum([len(shard) for shard in self._shards])
@@ -77,8 +78,9 @@ class TokenDataset:
     def verify(self) -> None:
         """Compare every shard with its hash in the manifest."""
         for shard in self._manifest.shards:
-            if hashlib.sha256((self.folder / shard.file).read_bytes()).hexdigest() != shard.sha256:
-                raise UserError(f"shard {self.folder / shard.file} was changed since it was made; prepare the data again")
+            path = self.folder / shard.file
+            if hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
+                raise UserError(f"shard {path} was changed since it was made; prepare the data again")
 
     @property
     def _phases(self) -> int:

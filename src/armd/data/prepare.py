@@ -1,9 +1,9 @@
 """Text to token shards: one deterministic pass, a manifest that says what is in them.
 
-    OUT/manifest.json       documents, tokens, bytes and hashes of each split; the tokenizer; how the split was made
-    OUT/tokenizer.json
-    OUT/train-00000.bin     token ids end to end, an end-of-text token after each document (uint16 or uint32)
-    OUT/valid-00000.bin     the held-out documents
+OUT/manifest.json       documents, tokens, bytes and hashes of each split; the tokenizer; how the split was made
+OUT/tokenizer.json
+OUT/train-00000.bin     token ids end to end, an end-of-text token after each document (uint16 or uint32)
+OUT/valid-00000.bin     the held-out documents
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from armd.data.sources import Document
-from armd.data.tokenizers import Tokenizer, get_tokenizer, sample
+from armd.data.tokenizers import get_tokenizer, sample
 from armd.errors import UserError
 
 FORMAT = 1
@@ -120,6 +119,7 @@ def prepare(
         valid: held-out documents given apart; then all of `documents` are for training.
         tokenizer_dir: folder of known vocabularies.
         shard_tokens: tokens in a shard.
+        progress: show what is happening on standard error.
 
     Raises:
         UserError: `out` is not empty, the disk is full, the corpus or tokenizer is unusable.
@@ -138,15 +138,16 @@ def prepare(
         rule, assign = f"{held_out:g} of the documents, by hash", _by_hash(held_out)
         if valid is not None:
             rule, assign = "given apart", lambda document: [("train", document.text)]
-        manifest, seen = _write(documents, valid, tokenizer, tokenizer_dir, partial, assign, rule, shard_tokens, progress)
+        source = documents, valid, tokenizer, tokenizer_dir
+        manifest, seen = _write(*source, partial, assign, rule, shard_tokens, progress)
         if any(manifest.splits[name].documents == 0 for name in SPLITS):
             rule, assign = _second_choice(seen, held_out)
-            manifest, _ = _write(documents, valid, tokenizer, tokenizer_dir, partial, assign, rule, shard_tokens, progress)
+            manifest, _ = _write(*source, partial, assign, rule, shard_tokens, progress)
         partial.chmod(0o755)
-        partial.rename(out) if not out.exists() else os.replace(partial, out)
+        partial.replace(out)  # an empty folder at `out` gives way
     except OSError as error:
-        full = error.errno == errno.ENOSPC
-        raise UserError(f"cannot write {out}: {'the disk is full' if full else error}; nothing was left there") from error
+        reason = "the disk is full" if error.errno == errno.ENOSPC else error
+        raise UserError(f"cannot write {out}: {reason}; nothing was left there") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return manifest
@@ -181,9 +182,7 @@ def _write(
             bar.update(task, description=f"{train.tokens:,} tokens of {train.documents + held.documents:,} documents")
     tokenizer.save(folder / "tokenizer.json")
     splits = {name: writer.close() for name, writer in writers.items()}
-    manifest = Manifest(
-        FORMAT, spec, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, dtype, rule, splits
-    )
+    manifest = Manifest(FORMAT, spec, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, dtype, rule, splits)
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest, smallest
 

@@ -34,8 +34,8 @@ class Document:
 def documents(inputs: Sequence[str | Path]) -> Iterator[Document]:
     """The documents of files, folders (recursively, sorted) and globs, in the order given.
 
-    A text file is one document; a line of .jsonl (field `text`) or a row of .parquet (column `text`) is one; a member of
-    .tar is one. All but .parquet may be compressed as .gz or .xz. UTF-8, with or without BOM; CRLF becomes LF.
+    A text file is one document; so is a line of .jsonl (field `text`), a row of .parquet (column `text`) and a member
+    of a .tar. All but .parquet may be compressed as .gz or .xz. UTF-8, with or without BOM; CRLF becomes LF.
 
     Raises:
         UserError: a path does not exist or a glob matches nothing; a file is empty, binary, not UTF-8 or damaged.
@@ -50,9 +50,9 @@ def documents(inputs: Sequence[str | Path]) -> Iterator[Document]:
         elif path.exists():
             yield from _file(path)
         else:
-            matches = sorted(glob.glob(str(item), recursive=True)) if glob.has_magic(str(item)) else []
+            matches = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute one)
             if not matches:
-                raise UserError(f"input {item} does not exist" + (" (no match)" if glob.has_magic(str(item)) else ""))
+                raise UserError(f"input {item} does not exist, or matches nothing")
             for match in matches:
                 yield from _folder(Path(match)) if Path(match).is_dir() else _file(Path(match))
 
@@ -192,9 +192,12 @@ def python_documents() -> Iterator[Document]:
 # ---- named data sets -------------------------------------------------------------------------------------------------
 
 # name -> (hub path, hub configuration, column, split -> file patterns looked for in a data folder)
-_WIKI = {split: (f"wiki.{split}.raw", f"wiki.{split}.tokens", f"{split}.txt") for split in ("train", "valid", "test")}
-_ONE = {"train": ("*.parquet", "*.jsonl*", "*.txt*")}
-NAMED: dict[str, tuple[str, str | None, str, dict[str, tuple[str, ...]]]] = {
+_Patterns = dict[str, tuple[str, ...]]
+_WIKI: _Patterns = {
+    split: (f"wiki.{split}.raw", f"wiki.{split}.tokens", f"{split}.txt") for split in ("train", "valid", "test")
+}
+_ONE: _Patterns = {"train": ("*.parquet", "*.jsonl*", "*.txt*")}
+NAMED: dict[str, tuple[str, str | None, str, _Patterns]] = {
     "openwebtext": ("Skylion007/openwebtext", None, "text", _ONE),
     "lm1b": ("dvruette/lm1b", None, "text", {**_ONE, "test": ("*heldout*", "*test*")}),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text", _WIKI),
@@ -233,10 +236,14 @@ def _hub(name: str, hub: str, configuration: str | None, column: str, split: str
     except ImportError:
         raise UserError(f"{name}: loading by name needs `datasets`; pip install 'armd[data]' or --data-dir") from None
     try:
-        rows = datasets.load_dataset(hub, configuration, split="validation" if split == "valid" else split, streaming=True)
+        rows = datasets.load_dataset(
+            hub, configuration, split="validation" if split == "valid" else split, streaming=True
+        )
         for i, row in enumerate(rows):
             if row[column].strip():
                 yield Document(f"{name}:{i}", row[column])
     except Exception as error:  # the hub client raises whatever its transport raised
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{name} could not be loaded from the hub ({reason}); give its files with --data-dir") from error
+        raise UserError(
+            f"{name} could not be loaded from the hub ({reason}); give its files with --data-dir"
+        ) from error

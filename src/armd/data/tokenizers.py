@@ -45,7 +45,7 @@ class Tokenizer:
         return self._inner.decode(list(ids), skip_special_tokens=True)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text each token adds: their concatenation is `decode(ids)`. A character cut by a token goes to the last."""
+        """The text each token adds; together they are `decode(ids)`. A character cut in two goes to its last token."""
         result = []
         for n in range(1, len(ids) + 1):
             start = max(n - 8, 0)  # only the last few tokens can still change how bytes become characters
@@ -72,9 +72,7 @@ class Tokenizer:
             raise UserError(f"{path} is damaged or no tokenizer.json: {str(error).splitlines()[0]}") from None
 
 
-def get_tokenizer(
-    spec: str, texts: Iterable[str] | None = None, data_dir: str | Path | None = None
-) -> Tokenizer:
+def get_tokenizer(spec: str, texts: Iterable[str] | None = None, data_dir: str | Path | None = None) -> Tokenizer:
     """A tokenizer by name.
 
     Args:
@@ -188,7 +186,9 @@ def _verified(inner: tokenizers.Tokenizer, spec: str, known: dict[str, list[int]
     tokenizer = Tokenizer(inner, spec)
     for text, ids in known.items():
         if tokenizer.encode(text) != ids:
-            raise UserError(f"the vocabulary given is not that of {spec}: {text!r} is encoded as {tokenizer.encode(text)}")
+            raise UserError(
+                f"the vocabulary given is not that of {spec}: {text!r} is encoded as {tokenizer.encode(text)}"
+            )
     return tokenizer
 
 

@@ -51,7 +51,13 @@ def parse_orders(text: str) -> list[str]:
 
 
 def evaluate(
-    model: Transformer, dataset: TokenDataset, orders: Sequence[str], *, texts: int = 256, batch_size: int = 16, seed: int = 0
+    model: Transformer,
+    dataset: TokenDataset,
+    orders: Sequence[str],
+    *,
+    texts: int = 256,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> Iterator[Score]:
     """Score the first `texts` held-out windows in every order, yielding a score as soon as it is there.
 
@@ -62,7 +68,9 @@ def evaluate(
     for name in orders:
         draws = _uniform_orders(name)
         if draws:
-            both = [_uniform(model, tokens, draws, start, seed) for start, tokens in _batches(dataset, texts, batch_size)]
+            both = [
+                _uniform(model, tokens, draws, start, seed) for start, tokens in _batches(dataset, texts, batch_size)
+            ]
             notes = (f"mean over {draws} uniform orders: a bound", f"importance-weighted bound over {draws} orders")
             for i, note in enumerate(notes[: 2 if draws > 1 else 1]):
                 yield _score(name, "sequential", torch.cat([b[i] for b in both]), dataset, note)
@@ -100,7 +108,7 @@ def _uniform(model: Transformer, tokens: Tensor, draws: int, start: int, seed: i
 
 @torch.inference_mode()
 def _fixed(model: Transformer, tokens: Tensor, family: Family, sequential: bool, start: int, seed: int) -> Tensor:
-    order: Order = family.order(*tokens.shape, generator(seed, start))
+    order: Order = family.order(len(tokens), tokens.shape[1], generator(seed, start))
     return nll(model, tokens.to(model.device), order.sequential() if sequential else order).double().sum(dim=1).cpu()
 
 

@@ -42,7 +42,9 @@ class OptimConfig:
         if self.lr <= 0 or self.grad_clip <= 0:
             raise UserError(f"optim.lr={self.lr} and optim.grad_clip={self.grad_clip} must be above 0")
         if not 0 <= self.ema < 1 or not 0 < self.decay_share <= 1:
-            raise UserError(f"optim.ema={self.ema} must be in [0, 1) and optim.decay_share={self.decay_share} in (0, 1]")
+            raise UserError(
+                f"optim.ema={self.ema} must be in [0, 1) and optim.decay_share={self.decay_share} in (0, 1]"
+            )
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise UserError(
                 f"optim.warmup_steps={self.warmup_steps} and optim.weight_decay={self.weight_decay} must be >= 0"
@@ -127,6 +129,6 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     orders, optim = dict(values["orders"]), dict(values["optim"])
     orders["sbp_streams"] = tuple(orders["sbp_streams"])
     optim["betas"] = tuple(optim["betas"])
-    rest = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     rest.update(model=ArmdConfig(**values["model"]), orders=OrderSchedule(**orders), optim=OptimConfig(**optim))
     return TrainConfig(**rest)

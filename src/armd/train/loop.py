@@ -123,7 +123,7 @@ def train_step(
     torch.manual_seed(int(generator(config.seed, step, 2).initial_seed()))  # dropout
     model.train()
     family = config.orders.family(step, config.seed, config.max_steps)
-    order = config.orders.order(step, config.seed, config.max_steps, *tokens.shape)
+    order = config.orders.order(step, config.seed, config.max_steps, len(tokens), tokens.shape[1])
     micro = config.micro_batch_size or config.batch_size
     for group in optimiser.param_groups:
         group["lr"] = optim.learning_rate(step, config.max_steps, config.optim)
@@ -150,7 +150,7 @@ def validate(model: Transformer, dataset: TokenDataset, config: TrainConfig) -> 
         total = 0.0
         for start in range(0, texts, config.batch_size):
             tokens = dataset.eval_batch(start, min(config.batch_size, texts - start)).to(model.device)
-            order = Family.parse(name).order(*tokens.shape, generator(0, start))
+            order = Family.parse(name).order(len(tokens), tokens.shape[1], generator(0, start))
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 total += nll(model, tokens, order).double().mean(dim=1).sum().item()
         result[name] = total / texts

@@ -1,0 +1,38 @@
+# make demo   train, score, write and fill on text every Python carries; opens nothing, writes demo/report.html
+# make test   lint, types, import contract, tests, wheel, README; what CI runs
+# make lint   the first three of these
+# make bench  speed of training steps and decoding on this machine
+# make .venv  only the virtual environment
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format bench wheel clean
+
+.venv: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch .venv
+
+demo: .venv
+	$(BIN)/armd demo --out demo
+
+test: lint
+	$(BIN)/python -m pytest
+	$(BIN)/python tests/check_wheel.py
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv
+	$(BIN)/armd bench
+
+clean:
+	rm -rf .venv build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,277 @@
+"""Sources, tokenizers, shards and windows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armd.data import (
+    Document,
+    Manifest,
+    TokenDataset,
+    Tokenizer,
+    documents,
+    get_tokenizer,
+    named_documents,
+    prepare,
+    python_documents,
+)
+from armd.errors import UserError
+
+TEXTS = [f"Chapter {i}.\n" + "The quick brown fox jumps over the lazy dog. " * (i + 3) for i in range(30)]
+CORPUS = [Document(f"doc{i}", text) for i, text in enumerate(TEXTS)]
+BYTE = get_tokenizer("byte")
+BPE = get_tokenizer("bpe:400", TEXTS)
+
+
+# ---- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = ["one\ntwo\n", "drei", "quatre é\n"]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "id": [1, 2, 3]}), tmp_path / "a.parquet")
+    for suffix in ("tar", "tar.gz", "tar.xz"):
+        with tarfile.open(tmp_path / f"a.{suffix}", "w:" + suffix.partition(".")[2]) as archive:
+            for i in range(3):
+                archive.add(tmp_path / f"{i}.txt", f"book/{i}.txt")
+    files = sorted(tmp_path.glob("a.*"))
+    assert len(files) == 7
+    for file in files:
+        assert [d.text for d in documents([file])] == texts, file.name
+    assert [d.text for d in documents([str(tmp_path / "?.txt")])] == texts  # a glob
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "deep" / "x.md").write_bytes(b"\xef\xbb\xbfwith\r\nBOM")
+    (tmp_path / "folder" / ".hidden").write_text("not me")
+    (tmp_path / "folder" / "picture.png").write_bytes(b"\x89PNG\0\0")
+    assert [d.text for d in documents([tmp_path / "folder"])] == ["with\nBOM"]
+
+
+BAD_FILES = {
+    "empty.txt": (b"", "is empty"),
+    "blank.txt": (b"  \n", "is empty"),
+    "binary.txt": (b"abc\0def", "binary file"),
+    "latin.txt": ("café".encode("latin-1"), "not UTF-8 (byte 3)"),
+    "cut.gz": (gzip.compress(b"hello" * 100)[:-12], "cannot be read"),
+    "cut.txt.xz": (lzma.compress(b"hello" * 100)[:-12], "cannot be read"),
+    "fake.gz": (b"not gzip", "cannot be read"),
+    "fake.tar": (b"not a tar" * 100, "cannot be read"),
+    "fake.parquet": (b"PAR1 no", "cannot be read"),
+    "lines.jsonl": (b'{"text": "fine"}\n{"txt": 1}\n', "line 2"),
+    "broken.jsonl": (b"{oops\n", "line 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_one_line(name: str, tmp_path: Path) -> None:
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        list(documents([tmp_path / name]))
+    assert name in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_inputs_are_one_line(tmp_path: Path) -> None:
+    for inputs in (["nowhere.txt"], ["no*where"], [tmp_path], []):
+        with pytest.raises(UserError) as caught:
+            list(documents(inputs))
+        assert "\n" not in str(caught.value)
+
+
+def test_named_sets_read_files_and_name_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "text8.part").write_text("anarchism originated as a term")
+    assert [d.text for d in named_documents("text8", data_dir=tmp_path)] == ["anarchism originated as a term"]
+    for name, split, message in [("text9", "train", "choose one of"), ("wikitext2", "valid", "wiki.valid.raw"),
+                                 ("text8", "test", "no split 'test'")]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            list(named_documents(name, split, tmp_path))
+
+
+def test_python_carries_text() -> None:
+    names = [d.name for d in python_documents()]
+    assert any(n.startswith("topics/") for n in names) and "stdlib/argparse.py" in names
+    assert not any("/test/" in n or "site-packages" in n for n in names) and len(names) == len(set(names))
+
+
+# ---- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE, BPE], ids=["byte", "bpe"])
+@given(text=st.text(max_size=60))
+def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_batch([text]) == [ids]
+    assert "".join(tokenizer.pieces(ids)) == text
+    assert all(0 <= i < tokenizer.vocab_size for i in ids) and tokenizer.eos_id not in ids
+
+
+def test_byte_ids_are_byte_values() -> None:
+    assert BYTE.encode("Aé") == [65, 0xC3, 0xA9] and BYTE.vocab_size == 257 and BYTE.eos_id == 256
+
+
+def test_bpe_is_trained_to_size_and_deterministic() -> None:
+    assert BPE.vocab_size == 400 and len(BPE.encode(TEXTS[0])) < len(TEXTS[0]) / 2
+    assert BPE.sha256 == get_tokenizer("bpe:400", TEXTS).sha256 != get_tokenizer("bpe:300", TEXTS).sha256
+
+
+def test_tokenizer_survives_its_file(tmp_path: Path) -> None:
+    BPE.save(tmp_path / "tokenizer.json")
+    loaded = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.encode(TEXTS[3]) == BPE.encode(TEXTS[3]) and loaded.sha256 == BPE.sha256
+    assert (loaded.vocab_size, loaded.eos_id) == (BPE.vocab_size, BPE.eos_id)
+
+
+def test_known_vocabularies(shared: Path) -> None:
+    gpt2, bert = (get_tokenizer(name, data_dir=shared) for name in ("gpt2", "bert-base-uncased"))
+    assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256) and (bert.vocab_size, bert.eos_id) == (30522, 102)
+    assert gpt2.encode("Hello world, it's 2026!") == [15496, 995, 11, 340, 338, 1160, 2075, 0]
+    assert bert.decode(bert.encode("Hello, world!")) == "hello, world!"
+    text = "Any text — round-trips, naïvely: 日本\n\t x"
+    assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_bad_tokenizers_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[SEP]\nhello\nworld\n")
+    (tmp_path / "bad.json").write_text("{}")
+    for spec, folder, message in [
+        ("wordpiece", None, "unknown"), ("bpe:12", None, "at least 257"), ("bpe:x", None, "at least 257"),
+        ("gpt2", tmp_path, "holds no encoder.json"), ("bert-base-uncased", tmp_path, "not that of bert-base-uncased"),
+        (str(tmp_path / "bad.json"), None, "damaged"), (str(tmp_path / "no.json"), None, "does not exist"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message) as caught:
+            get_tokenizer(spec, TEXTS, folder)
+        assert "\n" not in str(caught.value)
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def make(out: Path, corpus: list[Document] = CORPUS, spec: str = "byte", **options: object) -> Manifest:
+    return prepare(lambda: iter(corpus), spec, out, progress=False, **{"held_out": 0.2, **options})
+
+
+def test_shards_hold_the_documents_end_to_end(tmp_path: Path) -> None:
+    manifest = make(tmp_path / "out", shard_tokens=1000)
+    assert manifest == Manifest.load(tmp_path / "out") and manifest.dtype == "uint16"
+    seen = []
+    for name, split in manifest.splits.items():
+        stream = np.concatenate([np.fromfile(tmp_path / "out" / s.file, "uint16") for s in split.shards])
+        texts = [BYTE.decode(part[:-1]) for part in np.split(stream, np.flatnonzero(stream == 256) + 1) if len(part)]
+        assert len(texts) == split.documents and sum(len(t.encode()) for t in texts) == split.bytes
+        assert len(stream) == split.tokens and all(s.tokens == 1000 for s in split.shards[:-1]), name
+        seen += texts
+    assert sorted(seen) == sorted(TEXTS)
+    assert 0 < manifest.splits["valid"].documents < 15
+
+
+def test_prepare_is_deterministic_and_the_split_does_not_depend_on_other_documents(tmp_path: Path) -> None:
+    first, again = make(tmp_path / "a"), make(tmp_path / "b")
+    assert first == again and first.digest == again.digest
+    fewer = make(tmp_path / "c", CORPUS[:20])
+    held = [{d.text for d in held_out_texts(tmp_path / n)} for n in "ac"]
+    assert held[1] == {t for t in held[0] if t in TEXTS[:20]} and fewer.digest != first.digest
+
+
+def held_out_texts(folder: Path) -> list[Document]:
+    stream = np.concatenate([np.fromfile(p, "uint16") for p in sorted(folder.glob("valid-*.bin"))])
+    parts = np.split(stream, np.flatnonzero(stream == 256) + 1)
+    return [Document("", BYTE.decode(part[:-1])) for part in parts if len(part)]
+
+
+def test_small_corpora_still_get_a_held_out_part(tmp_path: Path) -> None:
+    two = make(tmp_path / "two", CORPUS[:2], held_out=0.001)
+    assert two.splits["train"].documents == two.splits["valid"].documents == 1 and "smallest hash" in two.held_out
+    one = make(tmp_path / "one", [Document("only", "line\n" * 100)], held_out=0.1)
+    assert one.splits["valid"].bytes == 50 and one.splits["train"].bytes == 450 and "last 0.1" in one.held_out
+    apart = prepare(
+        lambda: iter(CORPUS[:5]), "byte", tmp_path / "apart", valid=lambda: iter(CORPUS[5:7]), progress=False
+    )
+    assert (apart.splits["train"].documents, apart.splits["valid"].documents) == (5, 2)
+
+
+def test_prepare_leaves_nothing_half_made(tmp_path: Path) -> None:
+    def fails() -> object:
+        yield CORPUS[0]
+        raise UserError("the second document is bad")
+
+    for corpus, options, message in [
+        (fails, {}, "second document"), (lambda: iter([]), {}, "empty"), (lambda: iter(CORPUS), {"held_out": 2.0}, "held_out"),
+        (lambda: iter([Document("x", "a")]), {}, "too short"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            prepare(corpus, "byte", tmp_path / "out", progress=False, **options)
+        assert list(tmp_path.iterdir()) == []
+    make(tmp_path / "out")
+    with pytest.raises(UserError, match="not empty"):
+        make(tmp_path / "out")
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_visits_every_window_once(tmp_path: Path) -> None:
+    """Over a stream of distinct tokens, so that a window says where it came from."""
+    manifest = make(tmp_path / "d", shard_tokens=700)
+    dataset = TokenDataset(tmp_path / "d", "train", 64)
+    dataset._shards = list(np.split(np.arange(dataset.tokens), dataset._ends[:-1]))
+    windows = (dataset.tokens - 64 + 1) // 64
+    batches = torch.cat([dataset.batch(step, 4, seed=5) for step in range(windows // 4 + 1)])[:windows]
+    assert (batches.diff(dim=1) == 1).all()  # windows straddle shards without a seam
+    starts = batches[:, 0].tolist()
+    assert len(set(starts)) == windows and len({s % 64 for s in starts}) == 1
+    second = torch.cat([dataset.batch(s, 1, seed=5) for s in range(windows, 2 * windows)])[:, 0].tolist()
+    assert second != starts and len(set(second)) == windows
+    assert manifest.splits["train"].tokens == dataset.tokens
+
+
+def test_a_window_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    one, other = (TokenDataset(tmp_path / "d", "train", 32) for _ in range(2))
+    for step in (17, 3, 900):
+        assert torch.equal(one.batch(step, 3, seed=1), other.batch(step, 3, seed=1))
+    assert not torch.equal(one.batch(0, 3, seed=1), one.batch(0, 3, seed=2))
+    assert one.eval_batch(1, 2).shape == (2, 32) and one.eval_windows() == one.tokens // 32
+
+
+def test_damaged_data_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    with pytest.raises(UserError, match="too few for one text of 99999"):
+        TokenDataset(tmp_path / "d", "train", 99999)
+    with pytest.raises(UserError, match="split 'test'"):
+        TokenDataset(tmp_path / "d", "test", 8)
+    shard = tmp_path / "d" / "train-00000.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[100] ^= 1
+    shard.write_bytes(raw)
+    with pytest.raises(UserError, match="was changed"):
+        TokenDataset(tmp_path / "d", "train", 8).verify()
+    shard.write_bytes(raw[:-2])
+    with pytest.raises(UserError, match=r"train-00000.bin has \d+ bytes"):
+        TokenDataset(tmp_path / "d", "train", 8)
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        TokenDataset(tmp_path / "d", "train", 8)
+    for content in ("", "{}", "[]", '{"format": 99}'):
+        (tmp_path / "d" / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match="prepare"):
+            Manifest.load(tmp_path / "d")
+    with pytest.raises(UserError, match="armd prepare"):
+        Manifest.load(tmp_path / "nowhere")

@@ -1,0 +1,59 @@
+"""Impossible arguments are one-line errors that name the argument and its value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from armd import Order, UserError, generate
+from conftest import make_config, make_model
+
+BAD = {
+    "length=0": {"length": 0},
+    "length=None": {},
+    "length=-3": {"length": -3},
+    "prompt 20 + length 8": {"length": 8, "prompt": [1] * 20},
+    "streams=0": {"length": 8, "streams": 0},
+    "streams=9": {"length": 8, "streams": 9},
+    "streams=3 does not divide": {"length": 8, "streams": 3},
+    "mode='fast'": {"length": 8, "mode": "fast"},
+    "temperature=-1": {"length": 8, "temperature": -1.0},
+    "temperature=nan": {"length": 8, "temperature": float("nan")},
+    "top_p=0": {"length": 8, "top_p": 0.0},
+    "top_p=1.5": {"length": 8, "top_p": 1.5},
+    "top_k=-1": {"length": 8, "top_k": -1},
+    "batch_size=0": {"length": 8, "batch_size": 0},
+    "prompt holds token 99": {"length": 8, "prompt": [99]},
+    "prompt holds token -1": {"length": 8, "prompt": [-1]},
+    "prompt is": {"length": 8, "prompt": torch.zeros(3, 2), "batch_size": 2},
+    "template has no hole": {"template": [1, 2, 3]},
+    "template cannot be combined": {"template": [1, -1], "length": 3},
+    "template of 30": {"template": [-1] * 30},
+    "template holds token": {"template": [-2, 1]},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_argument(message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        generate(make_model(), **BAD[message])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("vocab_size", 0), ("hidden_size", 15), ("num_attention_heads", 3), ("num_two_stream_layers", 4),
+    ("num_two_stream_layers", 0), ("query", "magic"), ("norm", "batch"), ("dropout", 1.0), ("eos_token_id", 11),
+    ("kernel_width", 0), ("max_position_embeddings", 0), ("rope_theta", 0.0),
+])  # fmt: skip
+def test_bad_config_names_field_and_value(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}={value!r}") as caught:
+        make_config(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_shapes() -> None:
+    model = make_model()
+    with pytest.raises(UserError, match="tokens are"):
+        model(torch.zeros(2, 8, dtype=torch.long), Order.left_to_right(2, 9))
+    with pytest.raises(UserError, match="max_position_embeddings=24"):
+        model(torch.zeros(1, 25, dtype=torch.long), Order.left_to_right(1, 25))
