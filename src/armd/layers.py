@@ -61,7 +61,8 @@ def rotate(x: Float[Tensor, "B H R K"], rotation: tuple[Tensor, Tensor]) -> Floa
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
     """Scaled dot-product attention of (B, H, Q, K) queries over (B, H, T, K) keys."""
     if isinstance(mask.rendered, BlockMask):
-        return (_compiled_flex_attention() if q.is_cuda else flex_attention)(q, k, v, block_mask=mask.rendered)
+        run = _compiled_flex_attention() if q.is_cuda else flex_attention
+        return run(q, k, v, block_mask=mask.rendered)  # type: ignore[operator]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask.rendered, is_causal=mask.triangle, dropout_p=dropout)
 
 

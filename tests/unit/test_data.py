@@ -30,7 +30,7 @@ from armd.errors import UserError
 TEXTS = [f"Chapter {i}.\n" + "The quick brown fox jumps over the lazy dog. " * (i + 3) for i in range(30)]
 CORPUS = [Document(f"doc{i}", text) for i, text in enumerate(TEXTS)]
 BYTE = get_tokenizer("byte")
-BPE = get_tokenizer("bpe:400", TEXTS)
+BPE = get_tokenizer("bpe:300", TEXTS)
 
 
 # ---- sources ---------------------------------------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_byte_ids_are_byte_values() -> None:
 
 
 def test_bpe_is_trained_to_size_and_deterministic() -> None:
-    assert BPE.vocab_size == 400 and len(BPE.encode(TEXTS[0])) < len(TEXTS[0]) / 2
-    assert BPE.sha256 == get_tokenizer("bpe:400", TEXTS).sha256 != get_tokenizer("bpe:300", TEXTS).sha256
+    assert BPE.vocab_size == 300 and len(BPE.encode(TEXTS[0])) < len(TEXTS[0]) / 2
+    assert BPE.sha256 == get_tokenizer("bpe:300", TEXTS).sha256 != get_tokenizer("bpe:290", TEXTS).sha256
 
 
 def test_tokenizer_survives_its_file(tmp_path: Path) -> None:
