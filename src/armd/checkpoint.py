@@ -124,7 +124,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Transf
     try:
         model = kind(ArmdConfig(**fields))
     except (TypeError, UserError) as error:
-        raise UserError(f"{folder / 'config.json'} is invalid: {error}") from None
+        raise UserError(f"{folder / 'config.json'} is invalid: {str(error).splitlines()[0]}") from None
     load_weights(model, read_tensors(folder / "model.safetensors"), folder / "model.safetensors")
     tokenizer = None
     if (folder / "tokenizer.json").exists():

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -104,7 +104,7 @@ class TrainPaths:
 class Train(TrainPaths):
     """Train a preset on prepared data: armd train PRESET --data DIR --out RUN [--any.field VALUE]."""
 
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(kw_only=True)
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(kw_only=True)
     """The run; every field of the preset can be set."""
 
 
@@ -383,10 +383,16 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, default: T | None = Non
 
 
 def _one_line(box: str) -> str:
-    """The message inside the parser's error box."""
-    lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]]
-    end = next((i for i, line in enumerate(lines) if line.startswith(("─", "╰"))), len(lines))
-    return " ".join(line for line in lines[:end] if line)
+    """The message inside the parser's error box: what stands before the first rule under it."""
+    message: list[str] = []
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        words = line.strip("│| ")
+        if not words.strip("─-╭╮╰╯+ ") or words.startswith(("╭", "╰", "+-")):  # a rule or a border, drawn or in ASCII
+            if message:
+                break
+        else:
+            message.append(words)
+    return " ".join(message)
 
 
 def _load(folder: Path, device: str) -> tuple[Armd, Tokenizer]:

@@ -25,9 +25,10 @@ from armd.presets import tiny
 from armd.train import TrainConfig, train
 from armd.train.log import read_metrics
 
+CORPUS = "the Python language reference and the source of its standard library"
 TOKENIZER = "bpe:2048"
 HELD_OUT = 0.03
-STEPS = 800
+STEPS = 600
 STREAMS = (1, 2, 4, 8)
 PROMPT_TOKENS = 16
 NEW_TOKENS = 224
@@ -79,7 +80,7 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
         "summary": {
             "preset": "tiny",
             "parameters": model.num_parameters(),
-            "corpus": manifest_note,
+            "corpus": CORPUS,
             "train_tokens": config.max_steps * config.batch_size * config.text_length,
             "train_seconds": seconds,
             "tokens_per_second": rate[-1] if rate else 0.0,
@@ -174,7 +175,14 @@ def write(
     speed, samples = [], []
     for streams in STREAMS:
         mode = "sequential" if streams == 1 else "parallel"
-        options: dict[str, Any] = {"prompt": prompt, "streams": streams, "mode": mode, "seed": seed, "stop": False}
+        options: dict[str, Any] = {
+            "prompt": prompt,
+            "streams": streams,
+            "mode": mode,
+            "seed": seed,
+            "stop": False,
+            "top_p": 0.9,
+        }
         decode.generate(model, length=8 * streams, **options)  # warm up
         began = time.perf_counter()
         out = decode.generate(model, length=NEW_TOKENS, **options)

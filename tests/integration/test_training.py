@@ -39,7 +39,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(**changes: object) -> TrainConfig:
     config = tiny(257, 256)
     shape = replace(
-        config.model, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=32, dropout=0.1
+        config.model,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        dropout=0.1,
     )
     orders = OrderSchedule(ar_steps=4, perm_steps=12, rho=4, sbp_steps=6, floors={"uniform": 0.2})
     fields: dict[str, object] = {
@@ -215,7 +220,12 @@ def test_the_run_folder_holds_the_whole_config(data: Path, tmp_path: Path) -> No
 
 
 def test_preset_sizes_are_those_of_the_paper() -> None:
-    sizes = {"paper-small": (50257, 124e6), "paper-medium": (50257, 354e6), "laptop": (4096, 12.2e6), "tiny": (257, 2.7e6)}
+    sizes = {
+        "paper-small": (50257, 124e6),
+        "paper-medium": (50257, 354e6),
+        "laptop": (4096, 12.2e6),
+        "tiny": (257, 2.7e6),
+    }
     for name, (vocab, wanted) in sizes.items():
         with torch.device("meta"):
             count = armd.Armd(PRESETS[name](vocab, None).model).num_parameters()
@@ -239,7 +249,9 @@ def test_bad_fields_are_named(field: str, value: object) -> None:
         small(**{field: value})
 
 
-@pytest.mark.parametrize("fields", [{"lr": 0.0}, {"schedule": "zigzag"}, {"ema": 1.0}, {"grad_clip": 0.0}, {"warmup_steps": -1}])
+@pytest.mark.parametrize(
+    "fields", [{"lr": 0.0}, {"schedule": "zigzag"}, {"ema": 1.0}, {"grad_clip": 0.0}, {"warmup_steps": -1}]
+)
 def test_bad_optimiser_fields_are_named(fields: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"optim.{next(iter(fields))}="):
         OptimConfig(**fields)

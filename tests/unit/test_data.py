@@ -69,6 +69,10 @@ BAD_FILES = {
     "blank.txt": (b"  \n", "is empty"),
     "binary.txt": (b"abc\0def", "binary file"),
     "latin.txt": ("café".encode("latin-1"), "not UTF-8 (byte 3)"),
+    "surrogate.jsonl": (b'{"text": "a\\ud800b"}\n', "line 1"),
+    "deep.jsonl": (b'{"text":' + b"[" * 100_000, "line 1"),
+    "blank.jsonl": (b"\n\n", "is empty"),
+    "bom.txt": (b"\xef\xbb\xbf", "is empty"),
     "cut.gz": (gzip.compress(b"hello" * 100)[:-12], "cannot be read"),
     "cut.txt.xz": (lzma.compress(b"hello" * 100)[:-12], "cannot be read"),
     "fake.gz": (b"not gzip", "cannot be read"),
@@ -86,6 +90,33 @@ def test_a_bad_file_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         list(documents([tmp_path / name]))
     assert name in str(caught.value) and message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_cut_archive_is_refused(tmp_path: Path) -> None:
+    """At a member's boundary, inside a header, inside a member, and in the checksum of its compression."""
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text("text " * 200)
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        for i in range(3):
+            archive.add(tmp_path / f"{i}.txt", f"{i}.txt")
+    raw = (tmp_path / "whole.tar").read_bytes()
+    assert len(list(documents(tmp_path / "whole.tar"))) == 3
+    for cut in (512, 1536, 1536 + 100, 1536 + 600):
+        (tmp_path / "cut.tar").write_bytes(raw[:cut])
+        with pytest.raises(UserError, match=r"cut\.tar cannot be read"):
+            list(documents([tmp_path / "cut.tar"]))
+    (tmp_path / "cut.tar.gz").write_bytes(gzip.compress(raw)[:-6])
+    with pytest.raises(UserError, match=r"cut\.tar\.gz cannot be read"):
+        list(documents([tmp_path / "cut.tar.gz"]))
+
+
+def test_wikitext_is_split_into_articles(tmp_path: Path) -> None:
+    first, second = " = One = \n \n = = Part = = \n text \n", " = Two = \n more = text \n"
+    (tmp_path / "wiki.test.raw").write_text(" \n" + first + second)
+    texts = [d.text for d in named_documents("wikitext2", "test", tmp_path)]
+    assert texts == [" \n" + first, second]
+    (tmp_path / "ptb.test.txt").write_text(" one sentence \n another \n")
+    assert [d.text for d in named_documents("ptb", "test", tmp_path)] == ["one sentence", "another"]
 
 
 def test_missing_inputs_are_one_line(tmp_path: Path) -> None:
@@ -121,6 +152,14 @@ def test_any_text_round_trips(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.encode_batch([text]) == [ids]
     assert "".join(tokenizer.pieces(ids)) == text
     assert all(0 <= i < tokenizer.vocab_size for i in ids) and tokenizer.eos_id not in ids
+
+
+def test_the_name_of_the_end_token_is_text() -> None:
+    for tokenizer in (BYTE, BPE):
+        ids = tokenizer.encode("a<|endoftext|>b")
+        assert tokenizer.decode(ids) == "a<|endoftext|>b" and tokenizer.eos_id not in ids
+    with pytest.raises(UserError, match="not valid Unicode"):
+        BYTE.encode("a\ud800")
 
 
 def test_byte_ids_are_byte_values() -> None:
@@ -201,6 +240,10 @@ def test_small_corpora_still_get_a_held_out_part(tmp_path: Path) -> None:
     assert two.splits["train"].documents == two.splits["valid"].documents == 1 and "smallest hash" in two.held_out
     one = make(tmp_path / "one", [Document("only", "line\n" * 100)], held_out=0.1)
     assert one.splits["valid"].bytes == 50 and one.splits["train"].bytes == 450 and "last 0.1" in one.held_out
+    twins = make(tmp_path / "twins", [Document("same", "text\n" * 9)] * 2, held_out=0.001)
+    assert twins.splits["train"].documents == twins.splits["valid"].documents == 1
+    long_line = make(tmp_path / "long", [Document("only", "title\n" + "x" * 10_000)], held_out=0.1)
+    assert 900 < long_line.splits["valid"].bytes < 1100
     apart = prepare(
         lambda: iter(CORPUS[:5]), "byte", tmp_path / "apart", valid=lambda: iter(CORPUS[5:7]), progress=False
     )
@@ -213,8 +256,11 @@ def test_prepare_leaves_nothing_half_made(tmp_path: Path) -> None:
         raise UserError("the second document is bad")
 
     for corpus, options, message in [
-        (fails, {}, "second document"), (lambda: iter([]), {}, "empty"), (lambda: iter(CORPUS), {"held_out": 2.0}, "held_out"),
+        (fails, {}, "second document"), (lambda: iter([]), {}, "empty"),
+        (lambda: iter([CORPUS[0]]), {"held_out": 2.0}, "held_out"),
         (lambda: iter([Document("x", "a")]), {}, "too short"),
+        (lambda: iter(CORPUS), {"shard_tokens": 0}, "shard_tokens=0"),
+        (lambda: iter(CORPUS), {"valid": lambda: iter([])}, "valid is empty"),
     ]:  # fmt: skip
         with pytest.raises(UserError, match=message):
             prepare(corpus, "byte", tmp_path / "out", progress=False, **options)
@@ -229,17 +275,16 @@ def test_prepare_leaves_nothing_half_made(tmp_path: Path) -> None:
 
 def test_an_epoch_visits_every_window_once(tmp_path: Path) -> None:
     """Over a stream of distinct tokens, so that a window says where it came from."""
-    manifest = make(tmp_path / "d", shard_tokens=700)
+    make(tmp_path / "d", shard_tokens=700)
     dataset = TokenDataset(tmp_path / "d", "train", 64)
-    dataset._shards = list(np.split(np.arange(dataset.tokens), dataset._ends[:-1]))
-    windows = (dataset.tokens - 64 + 1) // 64
+    T = dataset.tokens
+    dataset._shards = list(np.split(np.arange(T), dataset._ends[:-1]))
+    windows = T // 64
     batches = torch.cat([dataset.batch(step, 4, seed=5) for step in range(windows // 4 + 1)])[:windows]
-    assert (batches.diff(dim=1) == 1).all()  # windows straddle shards without a seam
-    starts = batches[:, 0].tolist()
-    assert len(set(starts)) == windows and len({s % 64 for s in starts}) == 1
-    second = torch.cat([dataset.batch(s, 1, seed=5) for s in range(windows, 2 * windows)])[:, 0].tolist()
-    assert second != starts and len(set(second)) == windows
-    assert manifest.splits["train"].tokens == dataset.tokens
+    assert ((batches.diff(dim=1) % T) == 1).all()  # windows straddle shards, and the end, without a seam
+    assert len(torch.unique(batches)) == windows * 64 > T - 64
+    second = torch.cat([dataset.batch(s, 1, seed=5) for s in range(windows, 2 * windows)])
+    assert len(torch.unique(second)) == windows * 64 and not torch.equal(second, batches)
 
 
 def test_a_window_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
@@ -257,6 +302,11 @@ def test_damaged_data_is_named(tmp_path: Path) -> None:
         TokenDataset(tmp_path / "d", "train", 99999)
     with pytest.raises(UserError, match="split 'test'"):
         TokenDataset(tmp_path / "d", "test", 8)
+    for start, count in ((-1, 1), (0, 0), (0, 10**6)):
+        with pytest.raises(UserError, match="are not among"):
+            TokenDataset(tmp_path / "d", "train", 8).eval_batch(start, count)
+    with pytest.raises(UserError, match="length=0"):
+        TokenDataset(tmp_path / "d", "train", 0)
     shard = tmp_path / "d" / "train-00000.bin"
     raw = bytearray(shard.read_bytes())
     raw[100] ^= 1

@@ -34,6 +34,8 @@ class TokenDataset:
         part = manifest.splits[split]
         self.tokens, self.bytes, self._manifest = part.tokens, part.bytes, part
         self.vocab_size, self.eos_id = manifest.vocab_size, manifest.eos_id
+        if length < 1:
+            raise UserError(f"length={length} must be at least 1")
         if self.tokens < length:
             raise UserError(
                 f"{folder} {split} holds {self.tokens} tokens, too few for one text of {length}; "
@@ -57,13 +59,14 @@ class TokenDataset:
     def batch(self, step: int, batch_size: int, seed: int) -> Int[Tensor, "B N"]:
         """The texts of a training step: (batch_size, length) long.
 
-        An epoch visits every window once, in an order drawn for it, after shifting all windows by a random phase.
+        The split is a ring. An epoch starts it at a random phase, cuts it into windows, and visits each once, in an
+        order drawn for the epoch; fewer than `length` tokens are left over.
         """
-        windows = (self.tokens - self._phases + 1) // self.length  # as many as fit at every phase
+        windows = self.tokens // self.length
         texts = []
         for index in range(step * batch_size, (step + 1) * batch_size):
             epoch, place = divmod(index, windows)
-            phase, permutation = _epoch(seed, epoch, windows, self._phases)
+            phase, permutation = _epoch(seed, epoch, windows, self.tokens)
             texts.append(self._read(phase + int(permutation[place]) * self.length))
         return torch.from_numpy(np.stack(texts))
 
@@ -73,6 +76,10 @@ class TokenDataset:
 
     def eval_batch(self, start: int, count: int) -> Int[Tensor, "B N"]:
         """Texts start..start+count-1 of the split, in its order: (count, length) long."""
+        if start < 0 or count < 1 or start + count > self.eval_windows():
+            raise UserError(
+                f"texts {start}..{start + count - 1} are not among the {self.eval_windows()} of {self.split}"
+            )
         return torch.from_numpy(np.stack([self._read(i * self.length) for i in range(start, start + count)]))
 
     def verify(self) -> None:
@@ -82,23 +89,20 @@ class TokenDataset:
             if hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
                 raise UserError(f"shard {path} was changed since it was made; prepare the data again")
 
-    @property
-    def _phases(self) -> int:
-        """How many phases the windows can be shifted by and still fit."""
-        return min(self.length, self.tokens - self.length + 1)
-
     def _read(self, start: int) -> np.ndarray:
-        parts, end = [], start + self.length
-        while start < end:
+        """`length` tokens of the ring from `start`."""
+        parts, missing = [], self.length
+        while missing:
+            start %= self.tokens
             shard = int(np.searchsorted(self._ends, start, side="right"))
             first = int(self._ends[shard]) - len(self._shards[shard])
-            parts.append(self._shards[shard][start - first : end - first])
-            start += len(parts[-1])
+            parts.append(self._shards[shard][start - first : start - first + missing])
+            start, missing = start + len(parts[-1]), missing - len(parts[-1])
         return np.concatenate(parts).astype(np.int64)
 
 
 @lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, windows: int, phases: int) -> tuple[int, np.ndarray]:
+def _epoch(seed: int, epoch: int, windows: int, tokens: int) -> tuple[int, np.ndarray]:
     """The phase and the window order of an epoch."""
-    random = np.random.default_rng([seed, epoch])
-    return int(random.integers(phases)), random.permutation(windows)
+    random = np.random.default_rng([seed & 0xFFFFFFFF, epoch])
+    return int(random.integers(tokens)), random.permutation(windows)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ BATCH_CHARACTERS = 2**20
 SHARD_TOKENS = 2**26
 
 Documents = Callable[[], Iterator[Document]]
-Assign = Callable[[Document], list[tuple[str, str]]]  # document -> (split, text) parts
+Assign = Callable[[int, Document], list[tuple[str, str]]]  # number, document -> (split, text) parts
 
 
 # ---- the manifest ----------------------------------------------------------------------------------------------------
@@ -88,9 +88,13 @@ class Manifest:
                 name: Split(**{**split, "shards": tuple(Shard(**shard) for shard in split["shards"])})
                 for name, split in values["splits"].items()
             }
-            return cls(**{**values, "splits": splits})
+            manifest = cls(**{**values, "splits": splits})
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error!r}); prepare the data again") from None
+        files = [shard.file for split in manifest.splits.values() for shard in split.shards]
+        if manifest.dtype not in ("uint16", "uint32") or any(Path(file).name != file for file in files):
+            raise UserError(f"{path} is damaged (dtype or shard names); prepare the data again")
+        return manifest
 
 
 # ---- the pass --------------------------------------------------------------------------------------------------------
@@ -129,21 +133,20 @@ def prepare(
         raise UserError(f"out folder {out} is not empty; name a new one, or delete it first")
     if not 0 < held_out < 1:
         raise UserError(f"held_out={held_out} must be a share above 0 and below 1")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
-    except OSError as error:
-        raise UserError(f"cannot write to {out.parent}: {error.strerror}") from error
+    if shard_tokens < 1:
+        raise UserError(f"shard_tokens={shard_tokens} must be at least 1")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    source = documents, valid, tokenizer, tokenizer_dir
     try:
         rule, assign = f"{held_out:g} of the documents, by hash", _by_hash(held_out)
         if valid is not None:
-            rule, assign = "given apart", lambda document: [("train", document.text)]
-        source = documents, valid, tokenizer, tokenizer_dir
-        manifest, seen = _write(*source, partial, assign, rule, shard_tokens, progress)
+            rule, assign = "given apart", lambda number, document: [("train", document.text)]
+        manifest, smallest = _write(*source, partial, assign, rule, shard_tokens, progress)
+        if valid is not None and manifest.splits["valid"].documents == 0:
+            raise UserError("valid is empty: there is no document to hold out")
         if any(manifest.splits[name].documents == 0 for name in SPLITS):
-            rule, assign = _second_choice(seen, held_out)
+            rule, assign = _second_choice(smallest, held_out)
             manifest, _ = _write(*source, partial, assign, rule, shard_tokens, progress)
-        partial.chmod(0o755)
         partial.replace(out)  # an empty folder at `out` gives way
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else error
@@ -156,18 +159,25 @@ def prepare(
 def _write(
     documents: Documents, valid: Documents | None, spec: str, tokenizer_dir: str | Path | None, folder: Path,
     assign: Assign, rule: str, shard_tokens: int, progress: bool,
-) -> tuple[Manifest, list[str]]:  # fmt: skip
-    """One pass; returns the manifest and the hashes of the two documents with the smallest ones."""
-    training = (text for document in documents() for split, text in assign(document) if split == "train")
+) -> tuple[Manifest, list[tuple[str, int]]]:  # fmt: skip
+    """One pass; returns the manifest, and hash and number of the two documents with the smallest hashes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    training = (
+        text
+        for number, document in enumerate(documents())
+        for split, text in assign(number, document)
+        if split == "train"
+    )
     tokenizer = get_tokenizer(spec, sample(training), tokenizer_dir)
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     writers = {name: _Writer(folder, name, np.dtype(dtype), shard_tokens) for name in SPLITS}
-    smallest: list[str] = []
+    smallest: list[tuple[str, int]] = []
 
     def parts() -> Iterator[tuple[str, str]]:
-        for document in documents():
-            smallest[:] = sorted([*smallest, _hash(document)])[:2]
-            yield from assign(document)
+        for number, document in enumerate(documents()):
+            smallest[:] = sorted([*smallest, (_hash(document), number)])[:2]
+            yield from assign(number, document)
         for document in valid() if valid is not None else ():
             yield "valid", document.text
 
@@ -182,7 +192,9 @@ def _write(
             bar.update(task, description=f"{train.tokens:,} tokens of {train.documents + held.documents:,} documents")
     tokenizer.save(folder / "tokenizer.json")
     splits = {name: writer.close() for name, writer in writers.items()}
-    manifest = Manifest(FORMAT, spec, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, dtype, rule, splits)
+    manifest = Manifest(
+        FORMAT, tokenizer.spec, tokenizer.sha256, tokenizer.vocab_size, tokenizer.eos_id, dtype, rule, splits
+    )
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=2) + "\n")
     return manifest, smallest
 
@@ -206,30 +218,33 @@ class _Writer:
     def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int) -> None:
         self.documents = self.tokens = self.bytes = 0
         self._folder, self._split, self._dtype, self._size = folder, split, dtype, shard_tokens
-        self._buffer: list[int] = []
+        self._parts: list[np.ndarray] = []
+        self._held = 0  # tokens in _parts, below the size of a shard
         self._shards: list[Shard] = []
 
     def add(self, ids: list[int], text: str, eos: int | None) -> None:
+        tokens = np.array(ids if eos is None else [*ids, eos], dtype=self._dtype)
         self.documents += 1
-        self.tokens += len(ids) + (eos is not None)
+        self.tokens += len(tokens)
         self.bytes += len(text.encode())
-        self._buffer.extend(ids)
-        if eos is not None:
-            self._buffer.append(eos)
-        while len(self._buffer) >= self._size:
+        while self._held + len(tokens) >= self._size:
+            head, tokens = np.split(tokens, [self._size - self._held])
+            self._parts.append(head)
             self._flush()
+        self._parts.append(tokens)
+        self._held += len(tokens)
 
     def close(self) -> Split:
-        if self._buffer:
+        if self._held:
             self._flush()
         return Split(self.documents, self.tokens, self.bytes, tuple(self._shards))
 
     def _flush(self) -> None:
-        ids = np.array(self._buffer[: self._size], dtype=self._dtype)
-        del self._buffer[: self._size]
+        ids = np.concatenate(self._parts)
         name = f"{self._split}-{len(self._shards):05d}.bin"
         (self._folder / name).write_bytes(ids.tobytes())
         self._shards.append(Shard(name, len(ids), hashlib.sha256(ids.tobytes()).hexdigest()))
+        self._parts, self._held = [], 0
 
 
 # ---- which documents are held out ------------------------------------------------------------------------------------
@@ -240,20 +255,22 @@ def _hash(document: Document) -> str:
 
 
 def _by_hash(share: float) -> Assign:
-    return lambda document: [("valid" if int(_hash(document)[:13], 16) < share * 16**13 else "train", document.text)]
+    return lambda _, document: [("valid" if int(_hash(document)[:13], 16) < share * 16**13 else "train", document.text)]
 
 
-def _second_choice(smallest: list[str], share: float) -> tuple[str, Assign]:
+def _second_choice(smallest: list[tuple[str, int]], share: float) -> tuple[str, Assign]:
     """The rule for small corpora, where a share of the documents can be none or all."""
     if not smallest:
         raise UserError("the corpus is empty: there is no document to train on")
     if len(smallest) > 1:
-        chosen = smallest[0]
-        return "the document with the smallest hash", lambda d: [("valid" if _hash(d) == chosen else "train", d.text)]
+        chosen = smallest[0][1]
+        rule: Assign = lambda number, d: [("valid" if number == chosen else "train", d.text)]  # noqa: E731
+        return "the document with the smallest hash", rule
 
-    def cut(document: Document) -> list[tuple[str, str]]:
+    def cut(_: int, document: Document) -> list[tuple[str, str]]:
         text = document.text
-        at = text.rfind("\n", 0, int(len(text) * (1 - share))) + 1 or int(len(text) * (1 - share))
+        wanted = int(len(text) * (1 - share))
+        at = text.rfind("\n", int(len(text) * (1 - 2 * share)), wanted) + 1 or wanted  # at a line end, if one is near
         if not 0 < at < len(text):
             raise UserError(f"{document.name} is too short to hold a part of it out: {len(text)} characters")
         return [("train", text[:at]), ("valid", text[at:])]

@@ -6,17 +6,20 @@ import glob
 import gzip
 import json
 import lzma
+import re
 import sysconfig
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 from armd.errors import UserError
 
 SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
+ARCHIVES = (".tar", ".tar.gz", ".tar.xz", ".tgz", ".txz")
+CUT = (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
 DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
 
 
@@ -34,43 +37,48 @@ class Document:
 def documents(inputs: Sequence[str | Path]) -> Iterator[Document]:
     """The documents of files, folders (recursively, sorted) and globs, in the order given.
 
-    A text file is one document; so is a line of .jsonl (field `text`), a row of .parquet (column `text`) and a member
-    of a .tar. All but .parquet may be compressed as .gz or .xz. UTF-8, with or without BOM; CRLF becomes LF.
+    A text file is one document; so is a line of .jsonl (field `text`), a row of .parquet (column `text`) and a text
+    member of a .tar. All but .parquet may be compressed as .gz or .xz. UTF-8, with or without BOM; CRLF becomes LF.
 
     Raises:
         UserError: a path does not exist or a glob matches nothing; a file is empty, binary, not UTF-8 or damaged.
-            In folders, hidden files and files that are not text are passed over.
+            In folders, hidden and empty files and files that are not text are passed over.
     """
+    if isinstance(inputs, (str, Path)):
+        inputs = [inputs]
     if not inputs:
         raise UserError("input is empty: name at least one file, folder or glob")
-    for item in inputs:
-        path = Path(item)
-        if path.is_dir():
-            yield from _folder(path)
-        elif path.exists():
-            yield from _file(path)
-        else:
-            matches = sorted(glob.glob(str(item), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute one)
-            if not matches:
-                raise UserError(f"input {item} does not exist, or matches nothing")
-            for match in matches:
-                yield from _folder(Path(match)) if Path(match).is_dir() else _file(Path(match))
+    for path in [path for item in inputs for path in _expand(str(item))]:
+        yield from _folder(path) if path.is_dir() else _file(path, path.name)
+
+
+def _expand(item: str) -> list[Path]:
+    """The paths a file, folder or glob stands for."""
+    if Path(item).exists():
+        return [Path(item)]
+    matches = sorted(glob.glob(item, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    if not matches:
+        raise UserError(f"input {item} does not exist, or matches nothing")
+    return [Path(match) for match in matches]
 
 
 def _folder(folder: Path) -> Iterator[Document]:
     found = False
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-            continue
-        if _looks_like_text(path):
+        name = path.relative_to(folder)
+        if path.is_file() and not _is_hidden(name) and _looks_like_text(path):
             found = True
-            yield from _file(path)
+            yield from _file(path, name.as_posix())
     if not found:
         raise UserError(f"folder {folder} holds no text file")
 
 
+def _is_hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
 def _looks_like_text(path: Path) -> bool:
-    if path.suffix in (".gz", ".xz", ".tar", ".parquet"):
+    if _ending(path.name).endswith((*ARCHIVES, ".gz", ".xz", ".parquet")):
         return True
     with path.open("rb") as file:
         head = file.read(4096)
@@ -79,60 +87,70 @@ def _looks_like_text(path: Path) -> bool:
     except UnicodeDecodeError as error:
         if error.start < len(head) - 4:  # not merely a character cut in half
             return False
-    return bool(head) and b"\0" not in head
+    return bool(head.strip()) and b"\0" not in head
 
 
-def _file(path: Path) -> Iterator[Document]:
-    suffixes = path.suffixes
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-    elif suffixes[-1:] == [".tar"] or suffixes[-2:] in ([".tar", ".gz"], [".tar", ".xz"]) or path.suffix == ".tgz":
-        yield from _tar(path)
-    else:
-        try:
-            with _open(path) as file:
-                if ".jsonl" in suffixes[-2:]:
-                    yield from _jsonl(path, file)
-                else:
-                    yield Document(path.name, _decode(file.read(), str(path)))
-        except DAMAGED as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+def _ending(name: str) -> str:
+    return "".join(Path(name.lower()).suffixes[-2:])
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    return lzma.open(path) if path.suffix == ".xz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _decode(raw: bytes, name: str) -> str:
-    if not raw.strip():
-        raise UserError(f"{name} is empty")
-    if b"\0" in raw:
-        raise UserError(f"{name} is a binary file (a NUL byte at offset {raw.index(0)}); give text")
+def _file(path: Path, name: str) -> Iterator[Document]:
+    ending = _ending(path.name)
+    if ending.endswith(".parquet"):
+        yield from _parquet(path, name)
+        return
     try:
-        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+        with _open(path) as file:
+            yield from _tar(path, file) if ending.endswith(ARCHIVES) else _stream(file, str(path), name)
+    except DAMAGED as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    ending = path.suffix.lower()
+    if ending in (".gz", ".tgz"):
+        return gzip.open(path)  # type: ignore[return-value]
+    return lzma.open(path) if ending in (".xz", ".txz") else path.open("rb")
+
+
+def _stream(file: IO[bytes], source: str, name: str) -> Iterator[Document]:
+    """The documents of one opened text file: its lines if it is .jsonl, else itself."""
+    if ".jsonl" in _ending(name):
+        yield from _jsonl(file, source, name)
+    else:
+        yield Document(name, _decode(file.read(), source))
+
+
+def _decode(raw: bytes, source: str) -> str:
+    if b"\0" in raw:
+        raise UserError(f"{source} is a binary file (a NUL byte at offset {raw.index(0)}); give text")
+    try:
+        text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+        raise UserError(f"{source} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+    if not text.strip():
+        raise UserError(f"{source} is empty")
+    return text.replace("\r\n", "\n")
 
 
-def _jsonl(path: Path, file: BinaryIO) -> Iterator[Document]:
-    number = 0
+def _jsonl(file: IO[bytes], source: str, name: str) -> Iterator[Document]:
+    found = False
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
+        found = True
         try:
-            text = json.loads(_decode(line, f"{path} line {number}"))["text"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise UserError(f'{path} line {number} is no JSON object with a string field "text"')
-        yield Document(f"{path.name}:{number}", text)
-    if number == 0:
-        raise UserError(f"{path} is empty")
+            text = json.loads(_decode(line, f"{source} line {number}"))["text"]
+            text.encode()  # an escape such as \ud800 alone is no character
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError, UnicodeEncodeError):
+            raise UserError(f'{source} line {number} is no JSON object with a valid string "text"') from None
+        if text.strip():
+            yield Document(f"{name}:{number}", text.replace("\r\n", "\n"))
+    if not found:
+        raise UserError(f"{source} is empty")
 
 
-def _parquet(path: Path) -> Iterator[Document]:
+def _parquet(path: Path, name: str) -> Iterator[Document]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -140,30 +158,42 @@ def _parquet(path: Path) -> Iterator[Document]:
         raise UserError(f"{path}: reading .parquet needs pyarrow; pip install 'armd[data]'") from None
     try:
         file = pyarrow.parquet.ParquetFile(path)
-        if "text" not in file.schema_arrow.names:
-            raise UserError(f'{path} has no column "text"; it has {", ".join(file.schema_arrow.names)}')
+        schema = file.schema_arrow
+        kinds = (pyarrow.string(), pyarrow.large_string())
+        if "text" not in schema.names or schema.field("text").type not in kinds:
+            raise UserError(f'{path} has no string column "text"; it has {", ".join(schema.names)}')
         row = 0
         for batch in file.iter_batches(batch_size=256, columns=["text"]):
             for text in batch.column(0).to_pylist():
                 row += 1
-                if text:
-                    yield Document(f"{path.name}:{row}", text)
-    except (pyarrow.ArrowException, OSError) as error:
+                if text and text.strip():
+                    yield Document(f"{name}:{row}", text.replace("\r\n", "\n"))
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _tar(path: Path) -> Iterator[Document]:
+class _StrictInfo(tarfile.TarInfo):
+    """Refuses an archive that ends without its end mark; tarfile by itself takes a cut archive for a short one."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
+        try:
+            return super().fromtarfile(archive)
+        except CUT as error:
+            raise tarfile.ReadError(f"the archive is cut or damaged ({error})") from None
+
+
+def _tar(path: Path, file: IO[bytes]) -> Iterator[Document]:
     found = False
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                if member.isfile() and not Path(member.name).name.startswith("."):
-                    file = archive.extractfile(member)
-                    assert file is not None  # a regular file always opens
-                    found = True
-                    yield Document(member.name, _decode(file.read(), f"{path}:{member.name}"))
-    except DAMAGED as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictInfo) as archive:
+        for member in archive:
+            if member.isfile() and member.size and not _is_hidden(Path(member.name)):
+                content = archive.extractfile(member)
+                assert content is not None  # a regular file always opens
+                found = True
+                yield from _stream(content, f"{path}:{member.name}", member.name)
+    while file.read(2**20):  # to the end, so that a checksum is checked
+        pass
     if not found:
         raise UserError(f"{path} holds no file")
 
@@ -191,20 +221,38 @@ def python_documents() -> Iterator[Document]:
 
 # ---- named data sets -------------------------------------------------------------------------------------------------
 
-# name -> (hub path, hub configuration, column, split -> file patterns looked for in a data folder)
-_Patterns = dict[str, tuple[str, ...]]
-_WIKI: _Patterns = {
-    split: (f"wiki.{split}.raw", f"wiki.{split}.tokens", f"{split}.txt") for split in ("train", "valid", "test")
-}
-_ONE: _Patterns = {"train": ("*.parquet", "*.jsonl*", "*.txt*")}
-NAMED: dict[str, tuple[str, str | None, str, _Patterns]] = {
-    "openwebtext": ("Skylion007/openwebtext", None, "text", _ONE),
-    "lm1b": ("dvruette/lm1b", None, "text", {**_ONE, "test": ("*heldout*", "*test*")}),
-    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text", _WIKI),
-    "wikitext103": ("Salesforce/wikitext", "wikitext-103-raw-v1", "text", _WIKI),
-    "ptb": ("ptb-text-only/ptb_text_only", None, "sentence", {s: (f"ptb.{s}.txt", f"{s}.txt") for s in _WIKI}),
-    "lambada": ("EleutherAI/lambada_openai", None, "text", {"test": ("lambada_test*.jsonl*", "test.jsonl*")}),
-    "text8": ("afmck/text8", None, "text", {"train": ("text8*",)}),
+Patterns = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """Where a named data set is, and what a document of it is.
+
+    Attributes:
+        hub, configuration, column: on the Hugging Face hub.
+        unit: row (a row of the hub, a line or record of a file), article (lines up to the next title) or file.
+        files: split -> file names looked for in a data folder.
+    """
+
+    hub: str
+    configuration: str | None
+    column: str
+    unit: str
+    files: Patterns
+
+
+_WIKI: Patterns = {s: (f"wiki.{s}.raw", f"wiki.{s}.tokens", f"{s}.txt") for s in ("train", "valid", "test")}
+_ANY: Patterns = {"train": ("*.parquet", "*.jsonl*", "*.txt*", "*train*", "news.en-*")}
+NAMED: dict[str, NamedSet] = {
+    "openwebtext": NamedSet("Skylion007/openwebtext", None, "text", "file", _ANY),
+    "lm1b": NamedSet("dvruette/lm1b", None, "text", "row", {**_ANY, "test": ("*heldout*", "*test*")}),
+    "wikitext2": NamedSet("Salesforce/wikitext", "wikitext-2-raw-v1", "text", "article", _WIKI),
+    "wikitext103": NamedSet("Salesforce/wikitext", "wikitext-103-raw-v1", "text", "article", _WIKI),
+    "ptb": NamedSet(
+        "ptb-text-only/ptb_text_only", None, "sentence", "row", {s: (f"ptb.{s}.txt", f"{s}.txt") for s in _WIKI}
+    ),
+    "lambada": NamedSet("EleutherAI/lambada_openai", None, "text", "row", {"test": ("lambada_test*.jsonl*",)}),
+    "text8": NamedSet("afmck/text8", None, "text", "file", {"train": ("text8*",)}),
 }
 
 
@@ -216,32 +264,58 @@ def named_documents(name: str, split: str = "train", data_dir: str | Path | None
     """
     if name not in NAMED:
         raise UserError(f"data set {name!r} is unknown; choose one of {', '.join(NAMED)}")
-    hub, configuration, column, patterns = NAMED[name]
+    known = NAMED[name]
     if data_dir is None:
-        yield from _hub(name, hub, configuration, column, split)
+        rows: Iterable[Document] = _hub(name, known, split)
+        yield from _articles(row.text for row in rows) if known.unit == "article" else rows
         return
-    if split not in patterns:
-        raise UserError(f"data set {name} has no split {split!r} in files; it has {', '.join(patterns)}")
-    for pattern in patterns[split]:
+    if split not in known.files:
+        raise UserError(f"data set {name} has no split {split!r} in files; it has {', '.join(known.files)}")
+    for pattern in known.files[split]:
         matches = sorted(Path(data_dir).glob(pattern))
+        for document in documents(matches) if matches else ():
+            yield from _divide(document, known.unit)
         if matches:
-            yield from documents(matches)
             return
-    raise UserError(f"data_dir {data_dir} holds no {' or '.join(patterns[split])} for {name} {split}")
+    raise UserError(f"data_dir {data_dir} holds no {' or '.join(known.files[split])} for {name} {split}")
 
 
-def _hub(name: str, hub: str, configuration: str | None, column: str, split: str) -> Iterator[Document]:
+def _divide(document: Document, unit: str) -> Iterator[Document]:
+    """A file of a named set as documents of its unit; a record of .jsonl or .parquet is one already."""
+    if unit == "file" or re.search(r":\d+$", document.name):
+        yield document
+    elif unit == "article":
+        yield from _articles(document.text.splitlines(keepends=True))
+    else:
+        for number, line in enumerate(document.text.splitlines(), 1):
+            if line.strip():
+                yield Document(f"{document.name}:{number}", line.strip())
+
+
+def _articles(lines: Iterable[str]) -> Iterator[Document]:
+    """WikiText lines grouped into articles; a title stands alone between single equals signs."""
+    article: list[str] = []
+    number = 0
+    for line in lines:
+        if re.match(r"^ = [^=].*[^=] = \n?$", line) and "".join(article).strip():
+            number += 1
+            yield Document(f"article:{number}", "".join(article))
+            article = []
+        article.append(line)
+    if "".join(article).strip():
+        yield Document(f"article:{number + 1}", "".join(article))
+
+
+def _hub(name: str, known: NamedSet, split: str) -> Iterator[Document]:
     try:
         import datasets
     except ImportError:
         raise UserError(f"{name}: loading by name needs `datasets`; pip install 'armd[data]' or --data-dir") from None
+    part = "validation" if split == "valid" else split
     try:
-        rows = datasets.load_dataset(
-            hub, configuration, split="validation" if split == "valid" else split, streaming=True
-        )
-        for i, row in enumerate(rows):
-            if row[column].strip():
-                yield Document(f"{name}:{i}", row[column])
+        for i, row in enumerate(datasets.load_dataset(known.hub, known.configuration, split=part, streaming=True)):
+            if row[known.column].strip() or known.unit == "article":
+                yield Document(f"{name}:{i}", row[known.column])
     except Exception as error:  # the hub client raises whatever its transport raised
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(

@@ -30,12 +30,16 @@ class Tokenizer:
         self._inner, self.spec = inner, spec
         self._inner.no_padding()
         self._inner.no_truncation()
+        self._inner.encode_special_tokens = True  # "<|endoftext|>" in a text is text, not the end of it
         self.vocab_size: int = max(inner.get_vocab(with_added_tokens=True).values()) + 1
         ids = (inner.token_to_id(token) for token in END_TOKENS)
         self.eos_id: int | None = next((i for i in ids if i is not None), None)
 
     def encode(self, text: str) -> list[int]:
-        return self._inner.encode(text, add_special_tokens=False).ids
+        try:
+            return self._inner.encode(text, add_special_tokens=False).ids
+        except TypeError:  # lone surrogates, as from a command line that is not UTF-8
+            raise UserError(f"text {text[:40]!a} is not valid Unicode; give UTF-8") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -91,9 +95,9 @@ def get_tokenizer(spec: str, texts: Iterable[str] | None = None, data_dir: str |
             raise UserError(f"tokenizer {spec!r} is trained on text, and there is none")
         return _trained(int(size), texts, spec)
     if spec == "gpt2":
-        return _verified(_gpt2(data_dir), spec, {"Hello world": [15496, 995], " the\n": [262, 198]})
+        return _verified(_gpt2(data_dir), spec, 50257, {"Hello world": [15496, 995], " the\n": [262, 198]})
     if spec == "bert-base-uncased":
-        return _verified(_bert(data_dir), spec, {"hello world": [7592, 2088], "Héllo": [7592]})
+        return _verified(_bert(data_dir), spec, 30522, {"hello world": [7592, 2088], "Héllo": [7592]})
     if Path(spec).suffix == ".json" or Path(spec).exists():
         return Tokenizer.load(spec)
     raise UserError(f"tokenizer {spec!r} is unknown; use byte, bpe:SIZE, gpt2, bert-base-uncased or a tokenizer.json")
@@ -182,8 +186,12 @@ def _from_hub(path: str, spec: str) -> tokenizers.Tokenizer:
         ) from None
 
 
-def _verified(inner: tokenizers.Tokenizer, spec: str, known: dict[str, list[int]]) -> Tokenizer:
+def _verified(inner: tokenizers.Tokenizer, spec: str, size: int, known: dict[str, list[int]]) -> Tokenizer:
     tokenizer = Tokenizer(inner, spec)
+    if tokenizer.vocab_size != size:
+        raise UserError(
+            f"the vocabulary given is not that of {spec}: it has {tokenizer.vocab_size} entries, not {size}"
+        )
     for text, ids in known.items():
         if tokenizer.encode(text) != ids:
             raise UserError(

@@ -72,14 +72,14 @@ def train(
     run = Path(run)
     train_set = TokenDataset(data, "train", config.text_length)
     valid_set = TokenDataset(data, "valid", config.text_length)
+    tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
+    device = pick_device(config.device)
     _open_run(config, Path(data), run, resume)
 
-    device = pick_device(config.device)
     torch.manual_seed(config.seed)
     model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(device)
     optimiser = optim.build(model, config.optim)
     average = [p.detach().clone() for p in model.parameters()] if config.optim.ema else []
-    tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
     start = _restore(run, model, average, optimiser) if resume else 0
 
     valid: dict[str, float] = {}

@@ -1,0 +1,201 @@
+"""The command line, as a user meets it: one line and exit status 2 for a mistake, JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from armd.cli import main, parse_template
+from armd.data import get_tokenizer
+
+SMALL = [
+    "--model.hidden-size", "32", "--model.num-hidden-layers", "2", "--model.num-attention-heads", "2",
+    "--model.max-position-embeddings", "32", "--batch-size", "2", "--max-steps", "3", "--eval-texts", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus, prepared data, and a trained run."""
+    folder = tmp_path_factory.mktemp("cli")
+    for i in range(4):
+        (folder / f"{i}.txt").write_text(f"def f{i}(x):\n    return x + {i}\n" * 30)
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.bin").write_bytes(b"\0\1\2" * 50)
+    assert main(["prepare", "--input", *(str(folder / f"{i}.txt") for i in range(4)), "--tokenizer", "byte",
+                 "--held-out", "0.3", "--out", str(folder / "data")]) == 0  # fmt: skip
+    assert main(["train", "tiny", "--data", str(folder / "data"), "--out", str(folder / "run"), *SMALL]) == 0
+    assert (
+        main(["prepare", "--input", str(folder / "?.txt"), "--tokenizer", "bpe:300", "--out", str(folder / "bpe")]) == 0
+    )
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
+    return folder
+
+
+MISTAKES = {
+    "frobnicate": "command 'frobnicate' is unknown; choose one of prepare",
+    "train": "name a preset first",
+    "train huge --data {f}/data --out {f}/x": "preset 'huge' is unknown; choose one of tiny",
+    "train tiny --data {f}/nowhere --out {f}/x": "holds no manifest.json; make it with armd prepare",
+    "train tiny --data {f}/data": "--out",
+    "train tiny --data {f}/data --out {f}/x --wings 2": "--wings",
+    "train tiny --data {f}/data --out {f}/x --max-steps many": "--max-steps",
+    "train tiny --data {f}/data --out {f}/x --max-steps 0": "max_steps=0 must be at least 1",
+    "train tiny --data {f}/data --out {f}/x --model.query magic": "query='magic' is unknown",
+    "train tiny --data {f}/data --out {f}/x --model.vocab-size 100": "eos_token_id=256 must be a token below vocab_size=100",
+    "train tiny --data {f}/bpe --out {f}/x --model.vocab-size 299": "the vocabulary does not fit",
+    "train tiny --data {f}/data --out {f}/x --device tpu7": "device='tpu7' is unknown",
+    "train tiny --data {f}/data --out {f}/x --model.max-position-embeddings 9999": "too few for one text of 9999",
+    "train tiny --data {f}/data --out {f}/run": "is not empty; use --resume",
+    "train tiny --data {f}/data --out {f}/run --resume": "started with other values of",
+    "prepare --out {f}/x --tokenizer byte": "give either --input FILES or --dataset NAME",
+    "prepare --out {f}/x --tokenizer byte --input {f}/gone.txt": "gone.txt does not exist",
+    "prepare --out {f}/x --tokenizer byte --input {f}/empty.txt": "empty.txt is empty",
+    "prepare --out {f}/x --tokenizer byte --input {f}/binary.bin": "is a binary file",
+    "prepare --out {f}/x --tokenizer morse --input {f}/0.txt": "tokenizer 'morse' is unknown",
+    "prepare --out {f}/x --tokenizer byte --dataset moby": "data set 'moby' is unknown",
+    "prepare --out {f}/data --tokenizer byte --input {f}/0.txt": "is not empty",
+    "generate --model {f}/nowhere": "nowhere does not exist",
+    "generate --model {f}/foreign": "was not written by this version of armd",
+    "generate --model {f}/run --length 33": "prompt 0 + length 33 tokens exceed max_position_embeddings=32",
+    "generate --model {f}/run --length 10 --streams 4": "streams=4 does not divide the 10 new tokens",
+    "generate --model {f}/run --streams 99": "streams=99",
+    "generate --model {f}/run --temperature -1": "temperature=-1",
+    "generate --model {f}/run --mode slow": "--mode",
+    "generate --model {f}/run --template abc": "template has no hole",
+    "generate --model {f}/run --template a<0>c": "template has no hole",
+    "generate --model {f}/run --template a<40>c": "template of 42 tokens exceed",
+    "generate --model {f}/run --template a<4>c --length 3": "cannot be combined",
+    "evaluate --model {f}/run --data {f}/data --orders spiral": "order family 'spiral' is unknown",
+    "evaluate --model {f}/run --data {f}/data --orders uniform:x": "uniform:x",
+    "evaluate --model {f}/run --data {f}/data --orders strided:5": "streams=5 does not divide",
+    "evaluate --model {f}/run --data {f}/data --texts 0": "texts=0",
+    "evaluate --model {f}/run --data {f}/data --length 64": "64 tokens exceed max_position_embeddings=32",
+    "bench --preset huge": "preset 'huge' is unknown",
+    "bench --length 9999": "9999",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(command.format(f=folder).split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.strip().splitlines()
+    assert lines[-1].startswith("error: ") and MISTAKES[command] in lines[-1] and "Traceback" not in shown.err
+    assert len(lines) == 1
+    assert not (folder / "x").exists()
+
+
+def test_a_mistake_from_the_shell(folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "armd.cli", "generate", "--model", "nowhere"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr == "error: model folder nowhere does not exist\n" and done.stdout == ""
+
+
+def run_json(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict:
+    capsys.readouterr()
+    assert main(words) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "generate",
+        "--model",
+        str(folder / "run"),
+        "--prompt",
+        "def",
+        "--length",
+        "24",
+        "--samples",
+        "2",
+        "--json",
+    ]
+    parallel = run_json([*words, "--streams", "4", "--mode", "parallel"], capsys)
+    assert parallel["forward_passes"] == 4 + 5 and parallel["new_tokens"] == 48 and len(parallel["texts"]) == 2
+    assert all(text.startswith("def") for text in parallel["texts"])
+    exact = run_json([*words, "--streams", "4"], capsys)
+    assert exact["tokens"] == run_json([*words, "--streams", "4", "--mode", "sequential"], capsys)["tokens"]
+    capsys.readouterr()
+    assert main([*words[:-1], "--seed", "3"]) == 0
+    plain = capsys.readouterr()
+    assert plain.out.startswith("def") and "tokens/s" in plain.err
+
+
+def test_template(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run_json(["generate", "--model", str(folder / "run"), "--template", "ab<3>cd<2>", "--json"], capsys)
+    given = out["tokens"][0]
+    assert given[:2] == [97, 98] and given[5:7] == [99, 100] and len(given) == 9 and out["new_tokens"] == 5
+    assert parse_template("a<2>b", get_tokenizer("byte")) == [97, -1, -1, 98]
+    assert parse_template("<1>if x < 3 > y", get_tokenizer("byte"))[0] == -1
+
+
+def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "data")]
+    orders = "left_to_right,uniform:3,strided:4,infill"
+    scores = run_json([*words, "--orders", orders, "--json"], capsys)["scores"]
+    assert [(s["order"], s["blocks"]) for s in scores] == [
+        ("left_to_right", "sequential"), ("uniform:3", "sequential"), ("uniform:3", "sequential"),
+        ("strided:4", "sequential"), ("strided:4", "parallel"), ("infill", "sequential"),
+    ]  # fmt: skip
+    assert all(4 < s["nats_per_token"] < 7 and s["texts"] > 1 for s in scores)
+    assert scores[2]["nats_per_token"] <= scores[1]["nats_per_token"]
+    assert scores[0]["bits_per_byte"] == pytest.approx(scores[0]["nats_per_token"] / 0.6931, rel=0.02)
+    assert main(words) == 0
+    assert "left_to_right" in capsys.readouterr().out
+
+
+def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "prepare",
+        "--input",
+        str(folder / "?.txt"),
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        str(folder / "bpe"),
+        "--json",
+    ]
+    manifest = run_json(words, capsys)
+    assert manifest["vocab_size"] == 300 and manifest["splits"]["train"]["documents"] == 3
+    bench = run_json(["bench", "--length", "16", "--streams", "1", "4", "--repeats", "1", "--json"], capsys)
+    assert [row["what"] for row in bench["rows"]] == ["train, AR", "train, ARMD", "decode, S = 1", "decode, S = 4"]
+    assert all(row["tokens_per_second"] > 0 for row in bench["rows"])
+
+
+def test_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "tiny", "--data", str(folder / "data"), "--out", str(folder / "run"), *SMALL, "--resume"]
+    before = (folder / "run" / "model.safetensors").read_bytes()
+    assert main(words) == 0
+    assert (folder / "run" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("words", ["--help", "train --help", "train tiny --help", "prepare --help", "generate --help",
+                                   "evaluate --help", "bench --help", "demo --help", "--version"])  # fmt: skip
+def test_help(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 0
+    shown = capsys.readouterr().out
+    assert len(shown) > 4
+    if words == "train tiny --help":
+        for option in ("--data", "--out", "--resume", "--model.query", "--orders.rho", "--optim.lr", "--max-steps"):
+            assert option in shown
+
+
+def test_real_corpora(tmp_path: Path, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Named data sets from files: WikiText-2 with the GPT-2 vocabulary, and every passage of LAMBADA."""
+    wiki = ["prepare", "--dataset", "wikitext2", "--split", "test", "--data-dir", str(shared / "wikitext-2"),
+            "--tokenizer", "gpt2", "--tokenizer-dir", str(shared), 
+            "--out", str(tmp_path / "wiki"), "--json"]  # fmt: skip
+    manifest = run_json(wiki, capsys)
+    assert sum(split["tokens"] for split in manifest["splits"].values()) > 200_000
+    lambada = ["prepare", "--dataset", "lambada", "--split", "test", "--data-dir", str(shared / "lambada"),
+               "--tokenizer", "byte", "--out", str(tmp_path / "lambada"), "--json"]  # fmt: skip
+    assert sum(s["documents"] for s in run_json(lambada, capsys)["splits"].values()) == 5153
