@@ -217,7 +217,7 @@ def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer) -> dict[st
         return {"template": parse_template(args.template, tokenizer)}
     prompt = tokenizer.encode(args.prompt) if args.prompt else []
     room = model.config.max_position_embeddings - len(prompt)
-    length = args.length if args.length is not None else room - room % max(args.streams, 1)
+    length = args.length if args.length is not None else room - room % max(args.streams, 1) or room
     return {"prompt": prompt, "length": length, "streams": args.streams}
 
 
@@ -383,15 +383,14 @@ def parse(kind: type[T], argv: Sequence[str], prog: str, default: T | None = Non
 
 
 def _one_line(box: str) -> str:
-    """The message inside the parser's error box: what stands before the first rule under it."""
+    """The message of the parser's error box: title, a rule in ASCII only, message, rule, advice."""
+    lines = [line.strip("│| ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]]
     message: list[str] = []
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-        words = line.strip("│| ")
-        if not words.strip("─-╭╮╰╯+ ") or words.startswith(("╭", "╰", "+-")):  # a rule or a border, drawn or in ASCII
-            if message:
-                break
-        else:
-            message.append(words)
+    for line in lines:
+        if line.strip("─-╰╯"):
+            message.append(line)
+        elif message:
+            break
     return " ".join(message)
 
 

@@ -47,8 +47,8 @@ MISTAKES = {
     "train tiny --data {f}/data --out {f}/x --max-steps many": "--max-steps",
     "train tiny --data {f}/data --out {f}/x --max-steps 0": "max_steps=0 must be at least 1",
     "train tiny --data {f}/data --out {f}/x --model.query magic": "query='magic' is unknown",
-    "train tiny --data {f}/data --out {f}/x --model.vocab-size 100": "eos_token_id=256 must be a token below vocab_size=100",
-    "train tiny --data {f}/bpe --out {f}/x --model.vocab-size 299": "the vocabulary does not fit",
+    "train tiny --data {f}/data --out {f}/x --model.vocab-size 100": "eos_token_id=256 must be a token below",
+    "train tiny --data {f}/bpe --out {f}/x --model.vocab-size 257 --model.eos-token-id None": "the vocabulary does not fit",
     "train tiny --data {f}/data --out {f}/x --device tpu7": "device='tpu7' is unknown",
     "train tiny --data {f}/data --out {f}/x --model.max-position-embeddings 9999": "too few for one text of 9999",
     "train tiny --data {f}/data --out {f}/run": "is not empty; use --resume",
@@ -161,11 +161,11 @@ def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]
         "--tokenizer",
         "bpe:300",
         "--out",
-        str(folder / "bpe"),
+        str(folder / "bpe2"),
         "--json",
     ]
     manifest = run_json(words, capsys)
-    assert manifest["vocab_size"] == 300 and manifest["splits"]["train"]["documents"] == 3
+    assert 257 < manifest["vocab_size"] <= 300 and manifest["splits"]["train"]["documents"] == 3
     bench = run_json(["bench", "--length", "16", "--streams", "1", "4", "--repeats", "1", "--json"], capsys)
     assert [row["what"] for row in bench["rows"]] == ["train, AR", "train, ARMD", "decode, S = 1", "decode, S = 4"]
     assert all(row["tokens_per_second"] > 0 for row in bench["rows"])
