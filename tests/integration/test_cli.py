@@ -48,7 +48,7 @@ MISTAKES = {
     "train tiny --data {f}/data --out {f}/x --max-steps 0": "max_steps=0 must be at least 1",
     "train tiny --data {f}/data --out {f}/x --model.query magic": "query='magic' is unknown",
     "train tiny --data {f}/data --out {f}/x --model.vocab-size 100": "eos_token_id=256 must be a token below",
-    "train tiny --data {f}/bpe --out {f}/x --model.vocab-size 257 --model.eos-token-id None": "the vocabulary does not fit",
+    "train tiny --data {f}/bpe --out {f}/x --model.vocab-size 257 --model.eos-token-id None": "vocabulary does not fit",
     "train tiny --data {f}/data --out {f}/x --device tpu7": "device='tpu7' is unknown",
     "train tiny --data {f}/data --out {f}/x --model.max-position-embeddings 9999": "too few for one text of 9999",
     "train tiny --data {f}/data --out {f}/run": "is not empty; use --resume",
