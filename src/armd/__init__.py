@@ -2,11 +2,12 @@
 
 from armd.baselines import Autoregressive
 from armd.checkpoint import load, save
-from armd.decode import Event, Generation, generate, make_request, stream
+from armd.decode import Event, Generation, collect, generate, stream
 from armd.errors import UserError
 from armd.model import Armd, ArmdConfig
 from armd.objective import any_order_nll, loss, nll
 from armd.orders import Family, Order, OrderSchedule
+from armd.request import Request, make_request
 
 __version__ = "0.1.0"
 
@@ -19,8 +20,10 @@ __all__ = [
     "Generation",
     "Order",
     "OrderSchedule",
+    "Request",
     "UserError",
     "any_order_nll",
+    "collect",
     "generate",
     "load",
     "loss",

@@ -1,49 +1,42 @@
-"""What decoding remembers: keys and values of both streams, and the table of known tokens that G^0 reads."""
+"""What decoding remembers: keys and values of both streams, and the table of known tokens that G^0 reads.
+
+A column is a rank of the generation order, so nothing is ever moved or cut off: a draft that was rejected is written
+over when its rank comes again, and until then it lies beyond the limit of every row, where no mask lets it be seen.
+
+    content       BOS  x_0  x_1  x_2 | d_3  d_4   .        column of rank r: r + 1      | drafts, then unused
+    prediction    g_0  g_1  g_2  g_3 | g_4  g_5   .        column of rank r: r
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from armd.masks import HIDDEN
+from armd.masks import HIDDEN, Visibility
 
 
 class KeyValueStore:
-    """Keys and values of some layers in memory allocated once; rows are appended, and can be cut off again.
+    """Keys and values of some layers, in memory allocated once.
 
     Attributes:
-        keys, values: (layers, B, H, capacity, K).
-        blocks: (B, capacity) long, the block of each row; `HIDDEN` marks padding that no real row may see.
-        length: rows in use.
+        keys, values: (layers, B, H, columns + 1, K); the last column takes what padding rows write.
     """
 
-    def __init__(self, layers: int, batch: int, heads: int, capacity: int, head_size: int, like: Tensor) -> None:
-        """Room for `capacity` rows, on the device and in the dtype of `like`."""
-        self.keys = like.new_zeros(layers, batch, heads, capacity, head_size)
+    def __init__(self, layers: int, batch: int, heads: int, columns: int, head_size: int, like: Tensor) -> None:
+        """Room for `columns` rows a text, on the device and in the dtype of `like`."""
+        self.keys = like.new_zeros(layers, batch, heads, columns + 1, head_size)
         self.values = torch.zeros_like(self.keys)
-        self.blocks = torch.full((batch, capacity), HIDDEN, device=like.device)
-        self.length = 0
 
-    def reserve(self, blocks: Int[Tensor, "B R"]) -> Int[Tensor, "B T"]:
-        """Open R rows with these blocks for the pass to come; returns the blocks of all rows in use."""
-        self._opened = self.length
-        self.length += blocks.shape[1]
-        if self.length > self.blocks.shape[1]:
-            raise RuntimeError(f"the cache holds {self.blocks.shape[1]} rows, {self.length} are needed")
-        self.blocks[:, self._opened : self.length] = blocks
-        return self.blocks[:, : self.length]
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one layer's keys and values (B, H, R, K) of the open rows; returns those of all rows in use."""
-        self.keys[layer, :, :, self._opened : self.length] = k
-        self.values[layer, :, :, self._opened : self.length] = v
-        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
-
-    def truncate(self, length: int) -> None:
-        """Forget all rows from `length` on."""
-        self.blocks[:, length : self.length] = HIDDEN
-        self.length = length
+    def write(self, layer: int, columns: Int[Tensor, "B R"], k: Tensor, v: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Store one layer's keys and values (B, H, R, K) at their columns; returns the first `width` columns."""
+        index = columns[:, None, :, None].expand_as(k)
+        keys, values = self.keys[layer], self.values[layer]
+        keys.scatter_(2, index, k)
+        values.scatter_(2, index, v)
+        return keys[:, :, :width], values[:, :, :width]
 
 
 class Cache:
@@ -53,17 +46,51 @@ class Cache:
         content: keys and values of the content stream, layers 1..L2s.
         prediction: keys and values of the prediction stream, layers L2s+1..L.
         table: (B, slots + 1, D) embeddings of known tokens by slot; the last row takes what padding rows write.
-        ranks: (B, slots + 1) long, the block at which each slot became known, `HIDDEN` before.
+        ranks: (B, slots + 1) long, the content column of each slot's token, `HIDDEN` before it is known.
+        spare: the column of padding rows, in both stores.
     """
 
     def __init__(self, content: KeyValueStore, prediction: KeyValueStore, slots: int, hidden_size: int) -> None:
-        batch, device, dtype = len(content.blocks), content.keys.device, content.keys.dtype
-        self.content, self.prediction = content, prediction
+        batch, device, dtype = content.keys.shape[1], content.keys.device, content.keys.dtype
+        self.content, self.prediction, self.spare = content, prediction, slots
         self.table = torch.zeros(batch, slots + 1, hidden_size, device=device, dtype=dtype)
         self.ranks = torch.full((batch, slots + 1), HIDDEN, device=device)
 
-    def learn(self, slots: Int[Tensor, "B R"], embeddings: Float[Tensor, "B R D"], blocks: Int[Tensor, "B R"]) -> None:
-        """Write tokens that have become known into the table; rows of block `HIDDEN` are padding and are dropped."""
-        slots = torch.where(blocks == HIDDEN, self.ranks.shape[1] - 1, slots)
+    def learn(self, slots: Int[Tensor, "B R"], embeddings: Float[Tensor, "B R D"], columns: Int[Tensor, "B R"]) -> None:
+        """Write tokens into the table; padding rows are dropped."""
+        padding = columns == self.spare
+        slots = torch.where(padding, self.ranks.shape[1] - 1, slots)
         self.table.scatter_(1, slots[..., None].expand_as(embeddings), embeddings.to(self.table.dtype))
-        self.ranks.scatter_(1, slots, blocks)
+        self.ranks.scatter_(1, slots, torch.where(padding, HIDDEN, columns))
+
+    def forget(self, rows: Int[Tensor, "R"]) -> None:
+        """Make some rows of the batch new. Their keys and values need no clearing: no limit reaches them any more."""
+        self.ranks[rows] = HIDDEN
+
+    def keep(self, rows: Int[Tensor, "R"]) -> None:
+        """Keep these rows of the batch, in this order; a row may be repeated."""
+        for store in (self.content, self.prediction):
+            store.keys, store.values = store.keys[:, rows], store.values[:, rows]
+        self.table, self.ranks = self.table[rows], self.ranks[rows]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of one pass go in the cache, and how many columns of it are in use."""
+
+    cache: Cache
+    content_columns: Tensor
+    prediction_columns: Tensor
+    width: int
+
+    @classmethod
+    def of(cls, cache: Cache, content: Tensor, prediction: Tensor, see: Visibility) -> Places:
+        """The places of rows whose masks range over the columns in use."""
+        assert isinstance(see.strict.rendered, Tensor)
+        return cls(cache, content, prediction, see.strict.rendered.shape[-1])
+
+    def content(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cache.content.write(layer, self.content_columns, k, v, self.width)
+
+    def prediction(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cache.prediction.write(layer, self.prediction_columns, k, v, self.width)

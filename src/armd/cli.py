@@ -31,6 +31,7 @@ from armd.errors import UserError
 from armd.evals import evaluate, parse_orders
 from armd.model import Armd
 from armd.presets import PRESETS, get_preset
+from armd.request import Request, make_request
 from armd.train import TrainConfig, TrainingStopped, train
 from armd.train.loop import pick_device
 
@@ -175,7 +176,7 @@ class Generate:
 
 def run_generate(args: Generate) -> None:
     model, tokenizer = _load(args.model, args.device)
-    request = decode.make_request(
+    request = make_request(
         model,
         **_what_to_write(args, model, tokenizer),
         mode=args.mode,
@@ -187,7 +188,7 @@ def run_generate(args: Generate) -> None:
     )
     began = time.perf_counter()
     with _live(args, request, tokenizer) as show:
-        out = decode.collect(model, request, show(decode.stream(model, request)))
+        out = decode.collect(request, show(decode.stream(model, request)))
     seconds = time.perf_counter() - began
     texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(out.tokens, out.lengths.tolist(), strict=True)]
     new = int((request.tokens < 0).sum())
@@ -232,7 +233,7 @@ def parse_template(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 @contextlib.contextmanager
-def _live(args: Generate, request: decode.Request, tokenizer: Tokenizer) -> Any:
+def _live(args: Generate, request: Request, tokenizer: Tokenizer) -> Any:
     """On a terminal, show the first text while it is written; elsewhere do nothing."""
     from rich.live import Live
     from rich.text import Text
@@ -246,8 +247,8 @@ def _live(args: Generate, request: decode.Request, tokenizer: Tokenizer) -> Any:
 
         def show(events: Any) -> Any:
             for event in events:
-                row = event.valid[0].cpu()
-                tokens[event.positions[0].cpu()[row]] = event.tokens[0].cpu()[row]
+                written = event.valid & (event.texts == 0)[:, None]
+                tokens[event.positions[written].cpu()] = event.tokens[written].cpu()
                 live.update(Text("".join("·" if t < 0 else tokenizer.decode([t]) for t in tokens.tolist())))
                 yield event
 

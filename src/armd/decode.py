@@ -1,51 +1,66 @@
 """Decoding with caches. `stream` yields an event a forward pass; every consumer reads that one generator.
 
-A pass takes in the tokens that the last pass wrote (content rows, layers 1..L2s) and predicts the next block of the
-order (prediction rows, all layers). Known tokens, that is a prompt or what a template gives, are read one by one in
-text order, all in the first pass.
+A pass holds content rows for tokens not yet in the cache, drafts included, and prediction rows for the next ranks of
+the order. Four tokens are committed (c), two are drafted (d), the window is three:
 
-    pass 1    content  BOS e_1 .. e_m      prediction  e_1 .. e_m, block 1      (rows of e_n only fill the cache)
-    pass 2    content  block 1             prediction  block 2
-    ...                                    the last block is never read back
+    rank                  0   1   2   3   4   5   6
+    token                 c   c   c   c   d   d   .
+    content rows                      x   x   x             rank 3 was committed by the last pass
+    prediction rows                       y   y   y         row n sees the tokens of ranks below n, as in training
+
+While the drafts before it are right, a row gives the very conditional that writing one token at a time would give, and
+the first row always does. `exact` checks the drafts against these rows, commits up to the first correction, and takes
+what the other rows say as the next drafts. `sequential` is a window of one. `parallel` commits a whole block unchecked.
+`docs/decoding.md` has the argument in full.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from armd.cache import Cache
 from armd.errors import UserError
-from armd.masks import HIDDEN
-from armd.model import Armd
-from armd.orders import Order
-from armd.sampling import check_sampling, gumbel, log_probs
+from armd.masks import Visibility, before
+from armd.model import Transformer
+from armd.request import Request, make_request
+from armd.sampling import coin, gumbel, warp
 
-MODES = ("exact", "sequential", "parallel")
+TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.03}
+"""A choice is reported as a tie if its two best scores are closer than what rounding moves logits by, in nats."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one forward pass wrote. Rows of the batch may write different numbers of tokens; `valid` says which count.
+    """What one forward pass wrote. Texts may get different numbers of tokens; `valid` says which count.
 
     Attributes:
         step: the pass, from 1.
-        positions: (B, T) long, text positions.
-        tokens: (B, T) long.
-        log_probs: (B, T) float64, nats: log p of each token under the model (temperature 1, nothing cut off).
-        valid: (B, T) bool.
+        texts: (R,) long, the text each row belongs to.
+        positions: (R, T) long, text positions.
+        tokens: (R, T) long.
+        log_probs: (R, T) float64, nats: log p of each token under the model (temperature 1, nothing cut off).
+        valid: (R, T) bool.
+        tested, accepted: (R,) long, drafts checked and found right in this pass.
+        ties: (R,) long, tokens whose choice rounding could have changed (see `TIE`).
+        bound: (R,) float64, total variation spent by `tolerance`.
     """
 
     step: int
-    positions: Int[Tensor, "B T"]
-    tokens: Int[Tensor, "B T"]
-    log_probs: Float[Tensor, "B T"]
-    valid: Bool[Tensor, "B T"]
+    texts: Int[Tensor, "R"]
+    positions: Int[Tensor, "R T"]
+    tokens: Int[Tensor, "R T"]
+    log_probs: Float[Tensor, "R T"]
+    valid: Bool[Tensor, "R T"]
+    tested: Int[Tensor, "R"]
+    accepted: Int[Tensor, "R"]
+    ties: Int[Tensor, "R"]
+    bound: Float[Tensor, "R"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +69,15 @@ class Generation:
 
     Attributes:
         tokens: (B, N) long, in text order, the given tokens included.
-        lengths: (B,) long, tokens up to and including the first end-of-text token after the prompt; N without one.
-        steps: (B, N) long, the pass that wrote each token; 0 for given tokens.
+        lengths: (B,) long, tokens up to and including the first stop token after the prompt; N without one.
+        steps: (B, N) long, the pass that wrote each token; 0 for given tokens, and for those after a stop token.
         log_probs: (B, N) float64, nats: log p of each written token under the model in the order and blocks it was
-            written; 0 for given tokens.
+            written, one token a block unless the mode is `parallel`; 0 where steps is 0.
         forward_passes: passes of the network, the one that reads the prompt included.
-        acceptance: share of drafts accepted, None for modes that draft nothing.
+        passes: (B,) long, those in which a text took part.
+        tested, accepted: (B,) long, drafts checked, and found right.
+        ties: (B,) long, tokens whose choice rounding could have changed (see `TIE`).
+        bound: (B,) float64, the total variation to the sequential law that `tolerance` spent on each text.
     """
 
     tokens: Int[Tensor, "B N"]
@@ -67,109 +85,61 @@ class Generation:
     steps: Int[Tensor, "B N"]
     log_probs: Float[Tensor, "B N"]
     forward_passes: int
-    acceptance: float | None = None
+    passes: Int[Tensor, "B"]
+    tested: Int[Tensor, "B"]
+    accepted: Int[Tensor, "B"]
+    ties: Int[Tensor, "B"]
+    bound: Float[Tensor, "B"]
 
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the checked drafts that were right; None if nothing was drafted."""
+        tested = int(self.tested.sum())
+        return int(self.accepted.sum()) / tested if tested else None
 
-@dataclass(frozen=True)
-class Request:
-    """What to write: checked arguments of `generate`.
-
-    Attributes:
-        tokens: (B, N) long in text order, -1 at the holes.
-        order: known tokens first, one a block; then the holes.
-    """
-
-    tokens: Int[Tensor, "B N"]
-    order: Order
-    temperature: float
-    top_k: int
-    top_p: float
-    seed: int
-    stop: bool
-
-
-def make_request(
-    model: Armd,
-    *,
-    length: int | None = None,
-    prompt: Sequence[int] | Tensor | None = None,
-    template: Sequence[int] | Tensor | None = None,
-    streams: int = 1,
-    mode: str = "exact",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 1,
-    stop: bool = True,
-) -> Request:
-    """Check the arguments of `generate` and lay out tokens and order."""
-    check_sampling(temperature, top_k, top_p)
-    if mode not in MODES:
-        raise UserError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size} must be at least 1")
-    if template is not None:
-        if length is not None or prompt is not None or streams != 1:
-            raise UserError("template cannot be combined with length, prompt or streams: its holes say it all")
-        tokens = _tokens("template", template, batch_size, model, lowest=-1)
-        if not (tokens < 0).any():
-            raise UserError("template has no hole: mark at least one position with -1")
-        order = Order.template(tokens < 0)
-    else:
-        if length is None or length < 1:
-            raise UserError(f"length={length} must be at least 1 new token")
-        known = _tokens("prompt", [] if prompt is None else prompt, batch_size, model, lowest=0)
-        tokens = F.pad(known, (0, length), value=-1)
-        order = Order.strided(len(tokens), tokens.shape[1], streams, prompt=known.shape[1])
-    limit = model.config.max_position_embeddings
-    if tokens.shape[1] > limit:
-        parts = f"template of {tokens.shape[1]}"
-        if length is not None:
-            parts = f"prompt {tokens.shape[1] - length} + length {length}"
-        raise UserError(f"{parts} tokens exceed max_position_embeddings={limit}")
-    return Request(tokens, order if mode == "parallel" else order.sequential(), temperature, top_k, top_p, seed, stop)
-
-
-def stream(model: Armd, request: Request) -> Iterator[Event]:
-    """Write the holes of a request, yielding an event after every forward pass."""
-    order, tokens = request.order.to(model.device), request.tokens.to(model.device)
-    was_training = model.training
-    model.eval()
-    try:
-        yield from _passes(model, request, order, order.to_generation(tokens))
-    finally:
-        model.train(was_training)
+    @property
+    def tokens_per_pass(self) -> float:
+        """Tokens a text gains in a pass, all passes counted."""
+        return int((self.steps > 0).sum()) / int(self.passes.sum())
 
 
 def generate(
-    model: Armd,
+    model: Transformer,
     *,
     length: int | None = None,
     prompt: Sequence[int] | Tensor | None = None,
     template: Sequence[int] | Tensor | None = None,
     streams: int = 1,
     mode: str = "exact",
+    drafts: int | None = None,
+    check: str = "noise",
+    tolerance: float = 0.0,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 1,
-    stop: bool = True,
+    stop: bool | Sequence[int] = True,
+    rows: int | None = None,
 ) -> Generation:
     """Write text.
 
     Args:
         length: number of new tokens after the prompt.
         prompt: (P,) or (B, P) token ids to go on from.
-        template: (N,) or (B, N) token ids with -1 at the holes, instead of length and prompt.
+        template: (N,) or (B, N) token ids with -1 at the holes, instead of length and prompt; each hole is a stream.
         streams: number S of equal streams the new tokens are cut into; 1 is left to right.
-        mode: `parallel` writes one token of every stream in a pass, as if they were independent (the paper's SBP).
-            `sequential` writes one token a pass in the same order. `exact` keeps the sequential law and text.
-        temperature, top_k, top_p: the sampled law, see `sampling.log_probs`; temperature 0 is greedy.
+        mode: `sequential` writes one token a pass. `exact` drafts and checks: the law of `sequential` in fewer passes.
+            `parallel` writes one token of every stream in a pass, as if they were independent (the paper's SBP).
+        drafts: tokens guessed beyond the next one in an exact pass; default 2 S - 2, the two ends of S streams.
+        check: how drafts are checked: `noise` (the text itself is that of `sequential`) or `rejection` (the law is).
+        tolerance: with `rejection`, accept a draft this much more readily: at most this total variation a token.
+        temperature, top_k, top_p: the sampled law, see `sampling.warp`; temperature 0 is greedy.
         seed: same seed, same text.
-        batch_size: number of texts; row b draws the same text whatever the other rows.
-        stop: end a left-to-right text at the end-of-text token (the rest is filled with it).
+        batch_size: number of texts; a text does not depend on the others.
+        stop: end a text at the end-of-text token, or at these tokens: it is over once all before one is written, and
+            the rest is filled with it. Templates are always written whole.
+        rows: texts written at once, default all; a text that is finished makes room for the next.
 
     Raises:
         UserError: an argument is impossible; the message names it, its value and what is allowed.
@@ -181,6 +151,9 @@ def generate(
         template=template,
         streams=streams,
         mode=mode,
+        drafts=drafts,
+        check=check,
+        tolerance=tolerance,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -188,144 +161,278 @@ def generate(
         batch_size=batch_size,
         stop=stop,
     )
-    return collect(model, request, stream(model, request))
+    return collect(request, stream(model, request, rows))
 
 
-def collect(model: Armd, request: Request, events: Iterator[Event]) -> Generation:
+def stream(model: Transformer, request: Request, rows: int | None = None) -> Iterator[Event]:
+    """Write the texts of a request, at most `rows` at once, yielding an event a forward pass."""
+    if rows is not None and rows < 1:
+        raise UserError(f"rows={rows} must be at least 1")
+    was_training = model.training
+    model.eval()
+    try:
+        writer = Writer(model, request, min(rows or len(request), len(request)))
+        while writer.make_room():
+            yield writer.step()
+    finally:
+        model.train(was_training)
+
+
+def collect(request: Request, events: Iterator[Event]) -> Generation:
     """Put the events of a request together."""
     tokens = request.tokens.clone()
-    steps, logs, passes = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64), 0
+    B = len(tokens)
+    steps, logs = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
+    passes, tested, accepted, ties = torch.zeros(4, B, dtype=torch.long)
+    bound, forward_passes = torch.zeros(B, dtype=torch.float64), 0
     for event in events:
-        passes = event.step
+        forward_passes, texts = event.step, event.texts.cpu()
         row, column = event.valid.cpu().nonzero(as_tuple=True)
-        position = event.positions.cpu()[row, column]
-        tokens[row, position] = event.tokens.cpu()[row, column]
-        steps[row, position] = event.step
-        logs[row, position] = event.log_probs.cpu()[row, column]
-    eos = model.config.eos_token_id
-    if eos is not None:  # tokens a left-to-right text no longer had to write
-        tokens[tokens < 0] = eos
-    return Generation(tokens, _lengths(request, tokens, eos), steps, logs, passes)
+        at = texts[row], event.positions.cpu()[row, column]
+        tokens[at] = event.tokens.cpu()[row, column]
+        logs[at] = event.log_probs.cpu()[row, column]
+        steps[at] = event.step
+        passes[texts] += 1
+        for total, value in (
+            (tested, event.tested), (accepted, event.accepted), (ties, event.ties), (bound, event.bound),
+        ):  # fmt: skip
+            total[texts] += value.cpu()
+    lengths = torch.full((B,), tokens.shape[1])
+    if request.stop:
+        stops = torch.isin(tokens, torch.tensor(request.stop)) & (request.tokens < 0)
+        first = stops.long().argmax(dim=1, keepdim=True)
+        after = stops.any(dim=1, keepdim=True) & (torch.arange(tokens.shape[1]) > first)
+        lengths = torch.where(stops.any(dim=1), first[:, 0] + 1, lengths)
+        tokens = torch.where(after, tokens.gather(1, first), tokens)
+        steps, logs = steps.masked_fill(after, 0), logs.masked_fill(after, 0)
+    return Generation(tokens, lengths, steps, logs, forward_passes, passes, tested, accepted, ties, bound)
 
 
-# ---- the passes ------------------------------------------------------------------------------------------------------
+# ---- one pass after another ------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """The texts being written, one a row, and the pass that moves all of them on.
+
+    Every row is at its own place: all counts below are (R,) ranks of its order.
+
+    Attributes:
+        done: ranks below are committed.
+        frontier: ranks below hold a token, committed or drafted.
+        cached: content columns below hold what will stay; column 0 is BOS, rank r is at r + 1.
+        filled: prediction columns below hold what will stay; rank r is at r.
+    """
+
+    def __init__(self, model: Transformer, request: Request, rows: int) -> None:
+        self.model, self.request, self.device = model, request, model.device
+        self.waiting = iter(range(rows, len(request)))
+        self.length = request.tokens.shape[1]
+        self.parallel = request.mode == "parallel"
+        sizes = request.order.block_ends - request.order.block_starts
+        self.window = int(sizes.max()) if self.parallel else 1 + request.drafts
+        self.cache = model.new_cache(rows, self.length)
+        self.passes = 0
+        for name, value in self._fresh(torch.arange(rows)).items():
+            setattr(self, name, value)
+        if request.check == "rejection":  # the laws that the drafts were drawn from
+            self.laws = torch.zeros(rows, self.window, model.config.vocab_size, dtype=torch.float64, device=self.device)
+
+    texts: Tensor
+    samples: Tensor
+    positions: Tensor
+    tokens: Tensor
+    starts: Tensor
+    ends: Tensor
+    done: Tensor
+    frontier: Tensor
+    cached: Tensor
+    filled: Tensor
+    age: Tensor
+    finished: Tensor
+
+    def _fresh(self, texts: Tensor) -> dict[str, Tensor]:
+        """The state of some texts before their first pass; tokens and order are in generation order."""
+        order = self.request.order.rows(texts)
+        tokens = order.to_generation(self.request.tokens[texts])
+        known, nothing = (tokens >= 0).sum(dim=1), torch.zeros_like(texts)
+        state = {
+            "texts": texts, "samples": self.request.samples[texts][:, None], "positions": order.positions,
+            "tokens": tokens, "starts": order.block_starts, "ends": order.block_ends, "done": known, "frontier": known,
+            "cached": nothing, "filled": nothing, "age": nothing, "finished": known == self.length,
+        }  # fmt: skip
+        return {name: value.to(self.device) for name, value in state.items()}
+
+    def make_room(self) -> bool:
+        """Put waiting texts into the rows of finished ones, or drop such rows; false when all is written."""
+        free = self.finished.nonzero()[:, 0]
+        texts = [text for _, text in zip(free.tolist(), self.waiting, strict=False)]
+        if texts:
+            free = free[: len(texts)]
+            for name, value in self._fresh(torch.tensor(texts)).items():
+                getattr(self, name)[free] = value
+            self.cache.forget(free)
+        elif 2 * len(free) >= len(self.finished):  # copying a cache costs about a pass: not for every row
+            self._keep((~self.finished).nonzero()[:, 0])
+        return len(self.finished) > 0
+
+    def _keep(self, rows: Tensor) -> None:
+        for name in self._fresh(torch.tensor([0])):
+            setattr(self, name, getattr(self, name)[rows])
+        if self.request.check == "rejection":
+            self.laws = self.laws[rows]
+        self.cache.keep(rows)
+
+    @torch.inference_mode()
+    def step(self) -> Event:
+        """One forward pass: read, predict, choose, check, commit."""
+        last = torch.where(self.finished, self.filled, self._last())
+        hidden = self._predict(last)
+        ranks = self.done[:, None] + torch.arange(hidden.shape[1], device=self.device)
+        inside = ranks < last[:, None]
+        ranks = ranks.clamp(max=self.length - 1)
+        positions, drafts = self.positions.gather(1, ranks), self.tokens.gather(1, ranks)
+        tested = (ranks < self.frontier[:, None]) & inside
+
+        logits = F.linear(hidden, self.model.head_weight)
+        check = self._check_rejection if self.request.check == "rejection" else self._check_noise
+        chosen, run, report = check(logits, positions, drafts, tested)
+        logs = logits.gather(-1, chosen[..., None])[..., 0].double() - logits.float().logsumexp(dim=-1).double()
+
+        available = inside.sum(dim=1)
+        count = available if self.parallel else torch.minimum(run + 1, available)
+        index = torch.arange(hidden.shape[1], device=self.device)
+        commit = index < count[:, None]
+        met = tested & (index <= run[:, None])
+        self.tokens.scatter_(1, ranks, torch.where(inside, chosen, drafts))
+        self.cached = torch.where(self.finished, self.cached, self.done + torch.minimum(run, available) + 1)
+        self.done = self.done + count
+        self.filled = self.done
+        self.frontier = self.done if self.parallel else torch.where(self.finished, self.frontier, last)
+        self.age = self.age + 1
+        self.passes += 1
+        texts, taking_part = self.texts, ~self.finished
+        self.finished = self._finished()
+        event = Event(
+            self.passes, texts, positions, chosen, logs, commit, met.sum(dim=1), torch.minimum(run, met.sum(dim=1)),
+            ties=(report.ties & commit).sum(dim=1), bound=(report.variation * met).sum(dim=1),
+        )  # fmt: skip
+        return event if bool(taking_part.all()) else _rows_of(event, taking_part)
+
+    def _last(self) -> Tensor:
+        """One past the last rank that the pass predicts."""
+        if self.parallel:
+            return self.ends.gather(1, self.done.clamp(max=self.length - 1)[:, None])[:, 0]
+        return (self.done + self.window).clamp(max=self.length)
+
+    def _predict(self, last: Tensor) -> Tensor:
+        """Hidden rows of the ranks from `done` on, (R, T, D), and the pass that makes them."""
+        N, spare = self.length, self.cache.spare
+        # Content: all tokens not yet cached. Padding rows go to the spare column and see BOS only.
+        columns = self.cached[:, None] + self._range(self.frontier + 1 - self.cached)
+        real = (columns <= self.frontier[:, None]) & ~self.finished[:, None]
+        rank = (columns - 1).clamp(0, N - 1)
+        tokens = self.tokens.gather(1, rank).clamp(min=0)
+        slots = torch.where(columns == 0, 0, self.positions.gather(1, rank) + 1)
+        content_limits = torch.where(columns == 0, 1, self.ends.gather(1, rank) + 1)
+        columns = torch.where(real, columns, spare)
+
+        # Prediction: known ranks too in a text's first pass, so that later rows can look at them.
+        ranks = self.filled[:, None] + self._range(last - self.filled)
+        wanted = ranks < last[:, None]
+        ranks = ranks.clamp(max=N - 1)
+        limits = torch.minimum(self.starts.gather(1, ranks), self.frontier[:, None]) + 1
+        limits = torch.where(wanted, limits, 1)
+        prediction_limits = torch.where(wanted, self.ends.gather(1, ranks), 1)
+
+        every = torch.arange(self._columns(last), device=self.device)
+        see = Visibility.of_masks(
+            *(before(limit[:, None, :, None], every) for limit in (content_limits, limits, prediction_limits))
+        )
+        target_slots, target_columns = self.positions.gather(1, ranks) + 1, torch.where(wanted, ranks, spare)
+        hidden = self.model.advance(self.cache, tokens, slots, columns, target_slots, target_columns, limits, see)
+        skip = self.done - self.filled  # the rows of known ranks have done their work
+        if not bool(skip.any()):
+            return hidden
+        index = skip[:, None] + self._range(last - self.done)
+        return hidden.gather(1, index.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[2]))
+
+    def _range(self, counts: Tensor) -> Tensor:
+        return torch.arange(max(int(counts.max()), 1), device=self.device)
+
+    def _columns(self, last: Tensor) -> int:
+        return int(torch.maximum(last, self.frontier).max()) + 1
+
+    def _finished(self) -> Tensor:
+        """Rows that are whole, or hold a stop token before which all is written."""
+        over = self.done >= self.length
+        if not self.request.stop:
+            return over
+        rank = torch.arange(self.length, device=self.device)
+        written = rank < self.done[:, None]
+        is_stop = torch.isin(self.tokens, torch.tensor(self.request.stop, device=self.device))
+        is_stop &= written & (rank >= (self._known())[:, None])
+        end = torch.where(is_stop, self.positions, self.length).amin(dim=1)
+        before_end = (written & (self.positions < end[:, None])).sum(dim=1)
+        return over | (before_end == end)
+
+    def _known(self) -> Tensor:
+        known = (self.request.tokens >= 0).sum(dim=1).to(self.device)
+        return known[self.texts]
+
+    # ---- choosing and checking: tokens of all rows, and how many drafts from the first on are right -----------------
+
+    def _check_noise(
+        self, logits: Tensor, positions: Tensor, drafts: Tensor, tested: Tensor
+    ) -> tuple[Tensor, Tensor, _Report]:
+        """Gumbel-max with noise that is fixed for good: a draft is right if the row chooses it too."""
+        r = self.request
+        scores = warp(logits, r.temperature, r.top_k, r.top_p)
+        if r.temperature > 0:
+            scores += gumbel(r.seed, self.samples, positions, logits.shape[-1])
+            best = scores.topk(min(2, scores.shape[-1]), dim=-1)
+            margin = best.values[..., 0] - best.values[..., -1]
+            chosen = best.indices[..., 0]
+        else:
+            chosen = scores.argmax(dim=-1)
+            top = logits.float().topk(min(2, logits.shape[-1]), dim=-1).values
+            margin = top[..., 0] - top[..., -1]
+        run = ((chosen == drafts) & tested).long().cumprod(dim=1).sum(dim=1)
+        limit = TIE[logits.dtype] / (r.temperature or 1.0)
+        return chosen, run, _Report(margin < limit, torch.zeros_like(margin, dtype=torch.float64))
+
+    def _check_rejection(
+        self, logits: Tensor, positions: Tensor, drafts: Tensor, tested: Tensor
+    ) -> tuple[Tensor, Tensor, _Report]:
+        """Accept a draft with probability q / r, else draw from what r lacks: (q - r)+ (Leviathan et al., 2023)."""
+        r, V, T = self.request, logits.shape[-1], logits.shape[1]
+        q = warp(logits, r.temperature, r.top_k, r.top_p).softmax(dim=-1)
+        draft_law = self.laws[:, :T]
+        at = drafts.clamp(min=0)[..., None]
+        ratio = q.gather(-1, at)[..., 0] / draft_law.gather(-1, at)[..., 0].clamp(min=1e-300)
+        # Coins are new in every pass: a draft that stays is checked by a coin it has not met.
+        accept = coin(r.seed, self.samples, positions, 2 * self.age[:, None] + 2) < ratio + r.tolerance
+        run = (accept & tested).long().cumprod(dim=1).sum(dim=1)
+        index = torch.arange(T, device=logits.device)
+        rejected = ((index == run[:, None]) & tested)[..., None]
+        lacking = (q - draft_law).clamp(min=0)
+        lacking = torch.where(lacking.sum(dim=-1, keepdim=True) > 0, lacking, q)
+        noise = gumbel(r.seed, self.samples, positions, V, 2 * self.age[:, None] + 1)
+        drawn = (torch.where(rejected, lacking, q).log() + noise).argmax(dim=-1)
+        chosen = torch.where(index < run[:, None], drafts, drawn)
+        excess = torch.minimum(r.tolerance * draft_law, (draft_law - q).clamp(min=0)).sum(dim=-1)
+        # Rows behind the first one not accepted are the next drafts; their laws move to the front.
+        ahead = (index + run[:, None] + 1).clamp(max=T - 1)
+        self.laws[:, :T] = q.gather(1, ahead[..., None].expand_as(q))
+        return chosen, run, _Report(torch.zeros_like(tested), excess)
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Some blocks of every order: ranks (B, W), padded on the right where `valid` is false."""
-
-    ranks: Tensor
-    valid: Tensor
-
-    @classmethod
-    def between(cls, order: Order, first: Tensor, last: Tensor) -> _Rows:
-        """The tokens of blocks first..last-1, each (B,); blocks never decrease, so they are consecutive ranks."""
-        start = (order.blocks < first[:, None]).sum(dim=1, keepdim=True)
-        end = (order.blocks < last[:, None]).sum(dim=1, keepdim=True)
-        ranks = start + torch.arange(int((end - start).max()), device=start.device)
-        return cls(ranks.clamp(max=order.length - 1), ranks < end)
-
-    def slots(self, order: Order) -> Tensor:
-        return order.positions.gather(1, self.ranks) + 1
-
-    def blocks(self, order: Order) -> Tensor:
-        return torch.where(self.valid, order.blocks.gather(1, self.ranks) + 1, HIDDEN)
+class _Report:
+    ties: Tensor
+    variation: Tensor
 
 
-def _passes(model: Armd, request: Request, order: Order, tokens: Tensor) -> Iterator[Event]:
-    """The decoding loop; tokens are in generation order here, known ones first."""
-    B = order.batch
-    known = (tokens >= 0).sum(dim=1)
-    nothing = torch.zeros_like(known)
-    passes = int((order.blocks[:, -1] + 1 - known).max())
-    written = [_Rows.between(order, known + j, known + j + 1) for j in range(passes)]
-    capacity = 1 + int(known.max()) + sum(rows.ranks.shape[1] for rows in written)
-    cache = model.new_cache(B, order.length, capacity)
-    samples = torch.arange(B, device=tokens.device)[:, None]
-    stops = _Stop(model, request)
-
-    read, predict = _Rows.between(order, nothing, known), _Rows.between(order, nothing, known + 1)
-    for j, rows in enumerate(written):
-        hidden = _advance(model, cache, order, tokens, read, predict, with_bos=j == 0)
-        if j == 0:  # the first block stands behind each row's known tokens
-            hidden = hidden.gather(1, rows.ranks[..., None].expand(-1, -1, hidden.shape[2]))
-        positions = order.positions.gather(1, rows.ranks)
-        new, logs = _sample(model, hidden, request, samples, positions)
-        new, valid = stops(new, rows.valid)
-        tokens = tokens.scatter(1, rows.ranks, torch.where(valid, new, tokens.gather(1, rows.ranks)))
-        yield Event(j + 1, positions, new, logs, valid)
-        if stops.all():
-            return
-        read, predict = rows, written[j + 1] if j + 1 < passes else rows
-
-
-@torch.inference_mode()
-def _advance(
-    model: Armd, cache: Cache, order: Order, tokens: Tensor, read: _Rows, predict: _Rows, with_bos: bool
-) -> Tensor:
-    known, slots, blocks = tokens.gather(1, read.ranks).clamp(min=0), read.slots(order), read.blocks(order)
-    if with_bos:
-        known, slots, blocks = (F.pad(x, (1, 0)) for x in (known, slots, blocks))
-    return model.advance(cache, known, slots, blocks, predict.slots(order), predict.blocks(order))
-
-
-@torch.inference_mode()
-def _sample(model: Armd, hidden: Tensor, request: Request, samples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw tokens of (B, T, D) rows; returns them and their log-probabilities under the model, (B, T) each."""
-    logits = F.linear(hidden, model.head_weight)
-    law = log_probs(logits, request.temperature, request.top_k, request.top_p)
-    new = (law + gumbel(request.seed, samples, positions, logits.shape[-1])).argmax(dim=-1)
-    return new, log_probs(logits).gather(-1, new[..., None])[..., 0]
-
-
-class _Stop:
-    """Ends the rows of a left-to-right request at the end-of-text token; other orders are written whole."""
-
-    def __init__(self, model: Armd, request: Request) -> None:
-        holes = (request.tokens < 0).long()
-        ascending = bool((request.order.positions.diff(dim=1) > 0).all() and (holes.diff(dim=1) >= 0).all())
-        self.eos = model.config.eos_token_id if request.stop and ascending else None
-        self.ended = torch.zeros(len(holes), 1, dtype=torch.bool, device=model.device)
-
-    def __call__(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens that still count, (B, T), and which those are."""
-        if self.eos is None:
-            return tokens, valid
-        valid = valid & ~self.ended
-        self.ended = self.ended | (valid & (tokens == self.eos)).any(dim=1, keepdim=True)
-        return torch.where(valid, tokens, self.eos), valid
-
-    def all(self) -> bool:
-        return self.eos is not None and bool(self.ended.all())
-
-
-# ---- arguments and results -------------------------------------------------------------------------------------------
-
-
-def _tokens(name: str, value: Sequence[int] | Tensor, batch_size: int, model: Armd, lowest: int) -> Tensor:
-    """Token ids as (B, N) long on the CPU, checked."""
-    try:
-        tokens = torch.as_tensor(value, dtype=torch.long).cpu()
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{name} must be token ids, (N,) or (batch, N)") from None
-    if tokens.ndim == 1:
-        tokens = tokens.expand(batch_size, -1)
-    if tokens.ndim != 2 or (len(tokens) not in (1, batch_size) and batch_size != 1):
-        raise UserError(f"{name} is {tuple(tokens.shape)}; it must be (N,) or (batch_size={batch_size}, N)")
-    if len(tokens) < batch_size:
-        tokens = tokens.expand(batch_size, -1)
-    vocab = model.config.vocab_size
-    if tokens.numel() and not (lowest <= int(tokens.min()) and int(tokens.max()) < vocab):
-        raise UserError(
-            f"{name} holds token {int(tokens.max())} or {int(tokens.min())}; allowed: {lowest}..{vocab - 1}"
-        )
-    return tokens.clone()
-
-
-def _lengths(request: Request, tokens: Tensor, eos: int | None) -> Tensor:
-    N = tokens.shape[1]
-    if eos is None:
-        return torch.full((len(tokens),), N)
-    ends = (tokens == eos) & (request.tokens < 0)
-    return torch.where(ends.any(dim=1), ends.long().argmax(dim=1) + 1, N)
+def _rows_of(event: Event, rows: Tensor) -> Event:
+    """The event without rows that take no part any more."""
+    values: dict[str, Any] = {name: value[rows] for name, value in vars(event).items() if name != "step"}
+    return Event(step=event.step, **values)

@@ -40,6 +40,11 @@ def strictly_causal(query_block: Tensor, key_block: Tensor) -> Tensor:
     return key_block < query_block
 
 
+def before(limit: Tensor, column: Tensor) -> Tensor:
+    """Decoding: a row sees the cache columns below its limit. Columns are in generation order, so limits say it all."""
+    return column < limit
+
+
 def dense(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"]) -> Bool[Tensor, "B 1 Q K"]:
     """The predicate as a bool tensor that broadcasts over heads; true where the query row sees the key row."""
     return see(queries[:, None, :, None], keys[:, None, None, :])
@@ -88,17 +93,16 @@ class Visibility:
         return cls(TRIANGLE, TRIANGLE, TRIANGLE)
 
     @classmethod
-    def of_blocks(
-        cls,
-        content: Int[Tensor, "B C"],
-        prediction: Int[Tensor, "B P"],
-        content_keys: Int[Tensor, "B KC"],
-        prediction_keys: Int[Tensor, "B KP"],
-    ) -> Visibility:
-        """Masks for rows with these blocks over keys with those (in a training pass the keys are the rows)."""
+    def of_blocks(cls, content: Int[Tensor, "B C"], prediction: Int[Tensor, "B P"]) -> Visibility:
+        """Masks of a training pass: the rows, with these blocks, are also the keys."""
         render = flex if content.device.type == "cuda" and content.shape[1] >= 128 else dense
         return cls(
-            Mask(rendered=render(causal, content, content_keys)),
-            Mask(rendered=render(strictly_causal, prediction, content_keys)),
-            Mask(rendered=render(causal, prediction, prediction_keys)),
+            Mask(rendered=render(causal, content, content)),
+            Mask(rendered=render(strictly_causal, prediction, content)),
+            Mask(rendered=render(causal, prediction, prediction)),
         )
+
+    @classmethod
+    def of_masks(cls, content: Tensor, strict: Tensor, prediction: Tensor) -> Visibility:
+        """Masks of a decoding pass, dense and ready: its rows over the columns of the cache."""
+        return cls(Mask(rendered=content), Mask(rendered=strict), Mask(rendered=prediction))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from armd.cache import Cache, KeyValueStore
+from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
 from armd.layers import NORMS, Layer, Rotary, initialise
 from armd.masks import Visibility
@@ -104,6 +104,9 @@ class ArmdConfig:
 class Transformer(nn.Module):
     """What ARMD and its baselines share: embedding, layers, final norm, head, and the call signature."""
 
+    any_order = True
+    """Whether the model knows other orders than left to right."""
+
     def __init__(self, config: ArmdConfig) -> None:
         super().__init__()
         self.config = config
@@ -128,6 +131,11 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device
+
+    @property
+    def content_layers(self) -> int:
+        """Layers, from the first on, whose keys and values come from content rows."""
+        raise NotImplementedError
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
@@ -156,6 +164,40 @@ class Transformer(nn.Module):
             limit = self.config.max_position_embeddings
             raise UserError(f"{tokens.shape[1]} tokens exceed max_position_embeddings={limit}")
 
+    def new_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for texts of at most `length` tokens."""
+        c = self.config
+        shape = batch, c.num_attention_heads, length + 1, c.hidden_size // c.num_attention_heads
+        content = KeyValueStore(self.content_layers, *shape, self.bos)
+        prediction = KeyValueStore(c.num_hidden_layers - self.content_layers, *shape, self.bos)
+        return Cache(content, prediction, length + 1, c.hidden_size)
+
+    def advance(
+        self,
+        cache: Cache,
+        tokens: Int[Tensor, "B C"],
+        slots: Int[Tensor, "B C"],
+        columns: Int[Tensor, "B C"],
+        target_slots: Int[Tensor, "B T"],
+        target_columns: Int[Tensor, "B T"],
+        limits: Int[Tensor, "B T"],
+        see: Visibility,
+    ) -> Float[Tensor, "B T D"]:
+        """One decoding pass: take in tokens, predict slots.
+
+        Args:
+            cache: what earlier passes left; the new rows are written to their columns.
+            tokens, slots, columns: (B, C) known or drafted tokens, their slots (position + 1; slot 0 is BOS, whatever
+                its token) and their content columns (BOS 0, rank r at r + 1); column `cache.spare` takes padding.
+            target_slots, target_columns: (B, T) what to predict, and its prediction columns (rank r at r).
+            limits: (B, T) content columns a target may see, counted from BOS: those below its limit.
+            see: the same limits, and those of the other two masks, rendered over all columns of the cache in use.
+
+        Returns:
+            (B, T, D) hidden rows of the targets, ready for the head.
+        """
+        raise NotImplementedError
+
     def _with_bos(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
         bos = self.bos.expand(len(tokens), 1, -1)
         table = torch.cat((bos, self.embed(tokens)), dim=1)  # (B, N, D) -> (B, N + 1, D)
@@ -171,6 +213,10 @@ class Armd(Transformer):
             config.hidden_size, config.max_position_embeddings + 1, config.kernel_width
         )
 
+    @property
+    def content_layers(self) -> int:
+        return self.config.num_two_stream_layers
+
     # ---- training and scoring: all blocks in one pass --------------------------------------------------------------
 
     def hidden(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N D"]:
@@ -182,65 +228,44 @@ class Armd(Transformer):
         ranks = F.pad(order.text_blocks + 1, (1, 0))  # text order
         x = table.gather(1, slots[:, :-1, None].expand(-1, -1, table.shape[2]))  # the last token is evidence for none
         g = order.to_generation(self.prefix(table, ranks))
-        if order.is_sequential:
-            see = Visibility.sequential()
-        else:
-            see = Visibility.of_blocks(blocks[:, :-1], blocks[:, 1:], blocks[:, :-1], blocks[:, 1:])
+        see = Visibility.sequential() if order.is_sequential else Visibility.of_blocks(blocks[:, :-1], blocks[:, 1:])
         return self._two_streams(x, g, slots[:, :-1], slots[:, 1:], see, None)
 
     # ---- decoding: a few rows on top of the caches -----------------------------------------------------------------
-
-    def new_cache(self, batch: int, length: int, rows: int) -> Cache:
-        """An empty cache for texts of `length` tokens and at most `rows` rows a stream, padding included."""
-        c = self.config
-        shape = batch, c.num_attention_heads, rows, c.hidden_size // c.num_attention_heads
-        content = KeyValueStore(c.num_two_stream_layers, *shape, self.bos)
-        prediction = KeyValueStore(c.num_hidden_layers - c.num_two_stream_layers, *shape, self.bos)
-        return Cache(content, prediction, length + 1, c.hidden_size)
 
     def advance(
         self,
         cache: Cache,
         tokens: Int[Tensor, "B C"],
         slots: Int[Tensor, "B C"],
-        blocks: Int[Tensor, "B C"],
+        columns: Int[Tensor, "B C"],
         target_slots: Int[Tensor, "B T"],
-        target_blocks: Int[Tensor, "B T"],
+        target_columns: Int[Tensor, "B T"],
+        limits: Int[Tensor, "B T"],
+        see: Visibility,
     ) -> Float[Tensor, "B T D"]:
-        """One decoding pass: take in tokens that have become known, predict the slots of the next block.
-
-        Args:
-            cache: what earlier passes left; the new rows are added to it.
-            tokens, slots, blocks: (B, C) known tokens, their slots (position + 1; slot 0 is BOS, whatever its token)
-                and blocks (BOS 0, the n-th block n + 1); block `masks.HIDDEN` marks padding.
-            target_slots, target_blocks: (B, T) what to predict, in the same terms.
-
-        Returns:
-            (B, T, D) hidden rows of the targets, ready for the head.
-        """
+        """One decoding pass: content rows for the tokens, prediction rows for the targets."""
         x = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
-        cache.learn(slots, x, blocks)
-        g = self.prefix.at(cache.table, cache.ranks, target_slots, target_blocks)
-        see = Visibility.of_blocks(
-            blocks, target_blocks, cache.content.reserve(blocks), cache.prediction.reserve(target_blocks)
-        )
-        return self._two_streams(x, g, slots, target_slots, see, cache)
+        cache.learn(slots, x, columns)
+        g = self.prefix.at(cache.table, cache.ranks, target_slots, limits)
+        places = Places.of(cache, columns, target_columns, see)
+        return self._two_streams(x, g, slots, target_slots, see, places)
 
     # ---- Eq. (7) ---------------------------------------------------------------------------------------------------
 
     def _two_streams(
-        self, x: Tensor, g: Tensor, slots: Tensor, target_slots: Tensor, see: Visibility, cache: Cache | None
+        self, x: Tensor, g: Tensor, slots: Tensor, target_slots: Tensor, see: Visibility, places: Places | None
     ) -> Tensor:
         content_rotation, prediction_rotation = self.rotary(slots), self.rotary(target_slots - 1)
         last = self.config.num_two_stream_layers - 1
         for i, layer in enumerate(self.layers):
             if i <= last:
                 k, v = layer.keys_values(x, content_rotation)
-                k, v = cache.content.append(i, k, v) if cache else (k, v)
+                k, v = places.content(i, k, v) if places else (k, v)
                 g = layer(g, prediction_rotation, k, v, see.strict)
                 x = layer(x, content_rotation, k, v, see.content) if i < last else x  # nobody reads the last X
             else:
                 k, v = layer.keys_values(g, prediction_rotation)
-                k, v = cache.prediction.append(i - last - 1, k, v) if cache else (k, v)
+                k, v = places.prediction(i - last - 1, k, v) if places else (k, v)
                 g = layer(g, prediction_rotation, k, v, see.prediction)
         return self.norm(g)

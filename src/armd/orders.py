@@ -78,6 +78,16 @@ class Order:
         """(B, N): the rank in the order of each text position."""
         return torch.empty_like(self.positions).scatter_(1, self.positions, _arange_like(self.positions))
 
+    @cached_property
+    def block_starts(self) -> Int[Tensor, "B N"]:
+        """(B, N): the rank of the first token of each token's block."""
+        return torch.searchsorted(self.blocks.contiguous(), self.blocks.contiguous())
+
+    @cached_property
+    def block_ends(self) -> Int[Tensor, "B N"]:
+        """(B, N): one past the rank of the last token of each token's block."""
+        return torch.searchsorted(self.blocks.contiguous(), self.blocks.contiguous(), right=True)
+
     @property
     def text_blocks(self) -> Int[Tensor, "B N"]:
         """(B, N): the block of each text position."""

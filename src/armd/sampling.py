@@ -15,6 +15,7 @@ from torch import Tensor
 from armd.errors import UserError
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer: the SplitMix64 increment
+_DRAW = -2960836687050489127  # an odd constant that keeps draws apart from samples and positions
 
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
@@ -27,14 +28,14 @@ def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
         raise UserError(f"top_p={top_p} must be above 0 and at most 1 (1 is off)")
 
 
-def log_probs(
+def warp(
     logits: Float[Tensor, "*R V"], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> Float[Tensor, "*R V"]:
-    """The law that is sampled: (..., V) float64 log-probabilities, normalised, -inf where a token is cut off.
+    """The law that is sampled, up to a constant: (..., V) float64, -inf where a token is cut off.
 
     Args:
         logits: (..., V).
-        temperature: divides the logits; 0 puts all mass on the most likely token (the first of equals).
+        temperature: divides the logits; 0 leaves the most likely token only (the first of equals).
         top_k: keep the k most likely tokens (0: all). Tokens equal to the k-th are kept.
         top_p: keep the most likely tokens until their mass reaches p.
     """
@@ -42,7 +43,8 @@ def log_probs(
     if temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
     if top_p < 1:
@@ -50,23 +52,44 @@ def log_probs(
         mass = ranked.softmax(dim=-1)
         cut = (mass.cumsum(dim=-1) - mass) >= top_p  # the mass before a token already reaches p; never the first
         logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, index, cut), -torch.inf)
-    return logits.log_softmax(dim=-1)
+    return logits
+
+
+def log_probs(
+    logits: Float[Tensor, "*R V"], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> Float[Tensor, "*R V"]:
+    """The sampled law: (..., V) float64 log-probabilities, normalised; the arguments are those of `warp`."""
+    return warp(logits, temperature, top_k, top_p).log_softmax(dim=-1)
 
 
 def gumbel(
-    seed: int, samples: Int[Tensor, "B 1"], positions: Int[Tensor, "B T"], vocab_size: int
+    seed: int, samples: Int[Tensor, "B 1"], positions: Int[Tensor, "B T"], vocab_size: int, draw: int | Tensor = 0
 ) -> Float[Tensor, "B T V"]:
-    """Gumbel noise of every (seed, sample, text position, token): (B, T, V) float64."""
-    key = _mix(torch.tensor(seed, device=positions.device))
+    """Gumbel noise of every (seed, draw, sample, text position, token): (B, T, V) float64.
+
+    `draw` numbers independent coins for the same token: the noise of draw 0 is the one fixed for good.
+    """
+    return -_uniform(seed, samples, positions, vocab_size, draw).log_().neg_().log_()
+
+
+def coin(
+    seed: int, samples: Int[Tensor, "B 1"], positions: Int[Tensor, "B T"], draw: int | Tensor
+) -> Float[Tensor, "B T"]:
+    """A uniform number in (0, 1) of every (seed, draw, sample, text position): (B, T) float64."""
+    return _uniform(seed, samples, positions, 1, draw)[..., 0]
+
+
+def _uniform(seed: int, samples: Tensor, positions: Tensor, count: int, draw: int | Tensor) -> Tensor:
+    key = _mix(torch.tensor([[seed]], device=positions.device)) + draw * _DRAW
     key = _mix(_mix(key + samples) + positions)
-    tokens = torch.arange(vocab_size, device=positions.device)
-    bits = (_mix(key[..., None] + (tokens + 1) * _GOLDEN) >> 12) & (2**52 - 1)
-    return -(-((bits.double() + 0.5) * 2.0**-52).log()).log()
+    steps = torch.arange(1, count + 1, device=positions.device) * _GOLDEN
+    bits = _mix(key[..., None] + steps).bitwise_right_shift_(12).bitwise_and_(2**52 - 1)
+    return bits.double().add_(0.5).mul_(2.0**-52)
 
 
 def _mix(x: Tensor) -> Tensor:
     """The SplitMix64 finaliser (Steele et al., 2014) on int64, whose products wrap around."""
     x = x + _GOLDEN
-    x = (x ^ (x >> 30 & (2**34 - 1))) * -4658895280553007687
-    x = (x ^ (x >> 27 & (2**37 - 1))) * -7723592293110705685
-    return x ^ (x >> 31 & (2**33 - 1))
+    x.bitwise_xor_((x >> 30).bitwise_and_(2**34 - 1)).mul_(-4658895280553007687)  # in place: this is the hot path
+    x.bitwise_xor_((x >> 27).bitwise_and_(2**37 - 1)).mul_(-7723592293110705685)
+    return x.bitwise_xor_((x >> 31).bitwise_and_(2**33 - 1))

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from armd import Order, generate, make_request, nll, stream
+from armd import Autoregressive, Order, UserError, generate, make_request, nll, stream
 from armd.decode import collect
 from conftest import QUERIES, make_model
 
@@ -37,7 +37,7 @@ def test_cached_equals_full_pass(query: str, two_stream: int, name: str) -> None
     """The log-probabilities met while decoding are those of one training pass over the finished text."""
     model = make_model(query=query, num_two_stream_layers=two_stream)
     request = make_request(model, batch_size=3, seed=1, **REQUESTS[name])
-    out = collect(model, request, stream(model, request))
+    out = collect(request, stream(model, request))
     with torch.no_grad():
         full = -nll(model, out.tokens, request.order).double()
     holes = request.tokens < 0
@@ -78,7 +78,7 @@ def test_seed_decides_the_text() -> None:
 def test_greedy_takes_the_most_likely_token(mode: str) -> None:
     model = make_model()
     request = make_request(model, length=12, streams=3, mode=mode, temperature=0.0)
-    out = collect(model, request, stream(model, request))
+    out = collect(request, stream(model, request))
     best = model(out.tokens, request.order).argmax(-1)
     assert torch.equal(best, out.tokens)
 
@@ -90,7 +90,7 @@ def test_samples_follow_the_enumerated_law(streams: int, mode: str) -> None:
     every = torch.tensor(list(itertools.product(range(3), repeat=4)))
     draws = 8000
     request = make_request(model, length=4, streams=streams, mode=mode, batch_size=draws, seed=11)
-    tokens = collect(model, request, stream(model, request)).tokens
+    tokens = collect(request, stream(model, request)).tokens
     order = request.order.rows(torch.zeros(len(every), dtype=torch.long))
     with torch.no_grad():
         law = torch.exp(-nll(model, every, order).double().sum(dim=1))
@@ -152,3 +152,12 @@ def test_generation_leaves_the_model_as_it_was() -> None:
     first, again = (generate(model, length=8, seed=0).tokens for _ in range(2))
     assert model.training and torch.equal(first, again)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_autoregressive_model_decodes_with_its_cache() -> None:
+    model = make_model(Autoregressive)
+    out = generate(model, prompt=torch.tensor([[1, 2, 3], [4, 5, 6]]), length=9, batch_size=2, seed=5)
+    full = -nll(model, out.tokens, Order.left_to_right(2, 12)).double()
+    torch.testing.assert_close(out.log_probs[:, 3:], full[:, 3:], rtol=0, atol=2e-5)
+    with pytest.raises(UserError, match="left to right only"):
+        generate(model, length=8, streams=2)

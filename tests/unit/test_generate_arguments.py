@@ -25,7 +25,7 @@ BAD = {
     "batch_size=0": {"length": 8, "batch_size": 0},
     "prompt holds token 99": {"length": 8, "prompt": [99]},
     "prompt holds token -1": {"length": 8, "prompt": [-1]},
-    "prompt is": {"length": 8, "prompt": torch.zeros(3, 2), "batch_size": 2},
+    "prompt is": {"length": 8, "prompt": torch.zeros(3, 2, dtype=torch.long), "batch_size": 2},
     "template has no hole": {"template": [1, 2, 3]},
     "template cannot be combined": {"template": [1, -1], "length": 3},
     "template of 30": {"template": [-1] * 30},

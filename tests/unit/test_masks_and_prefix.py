@@ -31,7 +31,7 @@ def _picture(mask: torch.Tensor) -> list[str]:
 
 def test_blocks_of_one_are_the_plain_triangle() -> None:
     blocks = torch.arange(7).expand(1, 7)
-    see = Visibility.of_blocks(blocks, blocks + 1, blocks, blocks + 1)
+    see = Visibility.of_blocks(blocks, blocks + 1)
     triangle = torch.ones(7, 7, dtype=torch.bool).tril()
     for mask in (see.content, see.strict, see.prediction):
         assert torch.equal(mask.rendered[0, 0], triangle)
