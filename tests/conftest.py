@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from armd import Armd, ArmdConfig, Autoregressive, Order
 from armd.prefix import PREFIXES
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models here are tiny: a second thread only waits
+settings.register_profile("default", max_examples=150, deadline=None, derandomize=True, database=None)
+settings.register_profile("long", max_examples=4000, deadline=None, database=None)  # make test-long
+settings.load_profile("default")
 
 QUERIES = tuple(PREFIXES)
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -56,3 +60,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the real corpora and vocabularies are not at {SHARED}")
     return SHARED
+
+
+def chi_square(counts: torch.Tensor, law: torch.Tensor) -> float:
+    """The p-value of counts under a law; cells expected to hold fewer than 5 are pooled."""
+    counts, expected = counts.double(), law.double() * counts.sum()
+    rare = expected < 5
+    if rare.any():
+        counts, expected = (torch.cat((x[~rare], x[rare].sum()[None])) for x in (counts, expected))
+    keep = expected > 0
+    assert counts[~keep].sum() == 0  # nothing impossible was drawn
+    counts, expected = counts[keep], expected[keep]
+    statistic, freedom = ((counts - expected) ** 2 / expected).sum(), len(expected) - 1
+    assert freedom > 10
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2.0).double(), statistic / 2))

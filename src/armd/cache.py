@@ -38,6 +38,13 @@ class KeyValueStore:
         values.scatter_(2, index, v)
         return keys[:, :, :width], values[:, :, :width]
 
+    def move(self, source: Int[Tensor, "B R"], target: Int[Tensor, "B R"]) -> None:
+        """Copy rows of all layers from one column to another."""
+        for store in (self.keys, self.values):
+            size = store.shape[0], -1, store.shape[2], -1, store.shape[4]
+            index, place = (columns[None, :, None, :, None].expand(size) for columns in (source, target))
+            store.scatter_(3, place, store.gather(3, index))
+
 
 class Cache:
     """The state of a batch being decoded.
@@ -66,6 +73,14 @@ class Cache:
     def forget(self, rows: Int[Tensor, "R"]) -> None:
         """Make some rows of the batch new. Their keys and values need no clearing: no limit reaches them any more."""
         self.ranks[rows] = HIDDEN
+
+    def fix_addresses(self) -> None:
+        """Promise a compiler that these tensors stay where they are, so that a CUDA graph may write to them."""
+        for store in (self.content, self.prediction):
+            torch._dynamo.mark_static_address(store.keys)
+            torch._dynamo.mark_static_address(store.values)
+        torch._dynamo.mark_static_address(self.table)
+        torch._dynamo.mark_static_address(self.ranks)
 
     def keep(self, rows: Int[Tensor, "R"]) -> None:
         """Keep these rows of the batch, in this order; a row may be repeated."""

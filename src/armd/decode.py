@@ -16,8 +16,9 @@ what the other rows say as the next drafts. `sequential` is a window of one. `pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from armd.cache import Cache
 from armd.errors import UserError
 from armd.masks import Visibility, before
 from armd.model import Transformer
@@ -121,6 +123,7 @@ def generate(
     batch_size: int = 1,
     stop: bool | Sequence[int] = True,
     rows: int | None = None,
+    compiled: bool = False,
 ) -> Generation:
     """Write text.
 
@@ -140,6 +143,7 @@ def generate(
         stop: end a text at the end-of-text token, or at these tokens: it is over once all before one is written, and
             the rest is filled with it. Templates are always written whole.
         rows: texts written at once, default all; a text that is finished makes room for the next.
+        compiled: compile the pass (torch.compile; on a GPU a CUDA graph). The first call takes about a minute.
 
     Raises:
         UserError: an argument is impossible; the message names it, its value and what is allowed.
@@ -161,17 +165,17 @@ def generate(
         batch_size=batch_size,
         stop=stop,
     )
-    return collect(request, stream(model, request, rows))
+    return collect(request, stream(model, request, rows, compiled))
 
 
-def stream(model: Transformer, request: Request, rows: int | None = None) -> Iterator[Event]:
+def stream(model: Transformer, request: Request, rows: int | None = None, compiled: bool = False) -> Iterator[Event]:
     """Write the texts of a request, at most `rows` at once, yielding an event a forward pass."""
     if rows is not None and rows < 1:
         raise UserError(f"rows={rows} must be at least 1")
     was_training = model.training
     model.eval()
     try:
-        writer = Writer(model, request, min(rows or len(request), len(request)))
+        writer = Writer(model, request, min(rows or len(request), len(request)), compiled)
         while writer.make_room():
             yield writer.step()
     finally:
@@ -208,6 +212,16 @@ def collect(request: Request, events: Iterator[Event]) -> Generation:
     return Generation(tokens, lengths, steps, logs, forward_passes, passes, tested, accepted, ties, bound)
 
 
+@lru_cache(maxsize=4)
+def _compiled(model: Transformer, rows: int, length: int) -> tuple[Callable[..., Tensor], Cache]:
+    """The compiled pass and the cache it was compiled for: a CUDA graph writes to the very same memory each time."""
+    graph = model.device.type == "cuda"
+    store = model.new_cache(rows, length)
+    if graph:
+        store.fix_addresses()
+    return torch.compile(model.advance, dynamic=False, mode="reduce-overhead" if graph else None), store
+
+
 # ---- one pass after another ------------------------------------------------------------------------------------------
 
 
@@ -223,14 +237,20 @@ class Writer:
         filled: prediction columns below hold what will stay; rank r is at r.
     """
 
-    def __init__(self, model: Transformer, request: Request, rows: int) -> None:
+    def __init__(self, model: Transformer, request: Request, rows: int, compiled: bool = False) -> None:
         self.model, self.request, self.device = model, request, model.device
+        self.static = compiled or model.device.type == "cuda"
         self.waiting = iter(range(rows, len(request)))
         self.length = request.tokens.shape[1]
         self.parallel = request.mode == "parallel"
         sizes = request.order.block_ends - request.order.block_starts
         self.window = int(sizes.max()) if self.parallel else 1 + request.drafts
-        self.cache = model.new_cache(rows, self.length)
+        self.compiled = compiled
+        if compiled:
+            self.advance, self.cache = _compiled(model, rows, self.length)
+            self.cache.forget(torch.arange(rows, device=self.device))
+        else:
+            self.advance, self.cache = model.advance, model.new_cache(rows, self.length)
         self.passes = 0
         for name, value in self._fresh(torch.arange(rows)).items():
             setattr(self, name, value)
@@ -251,17 +271,18 @@ class Writer:
     finished: Tensor
 
     def _fresh(self, texts: Tensor) -> dict[str, Tensor]:
-        """The state of some texts before their first pass; tokens and order are in generation order."""
+        """The state of some texts before their first pass, in generation order; one more token takes what is void."""
         order = self.request.order.rows(texts)
         tokens = order.to_generation(self.request.tokens[texts])
         known, nothing = (tokens >= 0).sum(dim=1), torch.zeros_like(texts)
         state = {
             "texts": texts, "samples": self.request.samples[texts][:, None], "positions": order.positions,
-            "tokens": tokens, "starts": order.block_starts, "ends": order.block_ends, "done": known, "frontier": known,
+            "tokens": F.pad(tokens, (0, 1)), "starts": order.block_starts, "ends": order.block_ends, "done": known, "frontier": known,
             "cached": nothing, "filled": nothing, "age": nothing, "finished": known == self.length,
         }  # fmt: skip
         return {name: value.to(self.device) for name, value in state.items()}
 
+    @torch.inference_mode()
     def make_room(self) -> bool:
         """Put waiting texts into the rows of finished ones, or drop such rows; false when all is written."""
         free = self.finished.nonzero()[:, 0]
@@ -269,11 +290,11 @@ class Writer:
         if texts:
             free = free[: len(texts)]
             for name, value in self._fresh(torch.tensor(texts)).items():
-                getattr(self, name)[free] = value
+                setattr(self, name, getattr(self, name).index_copy(0, free, value))
             self.cache.forget(free)
-        elif 2 * len(free) >= len(self.finished):  # copying a cache costs about a pass: not for every row
+        elif 2 * len(free) >= len(self.finished) and not self.compiled:  # not for every row: a copy costs about a pass
             self._keep((~self.finished).nonzero()[:, 0])
-        return len(self.finished) > 0
+        return bool((~self.finished).any())
 
     def _keep(self, rows: Tensor) -> None:
         for name in self._fresh(torch.tensor([0])):
@@ -303,7 +324,7 @@ class Writer:
         index = torch.arange(hidden.shape[1], device=self.device)
         commit = index < count[:, None]
         met = tested & (index <= run[:, None])
-        self.tokens.scatter_(1, ranks, torch.where(inside, chosen, drafts))
+        self.tokens = self.tokens.scatter(1, torch.where(inside, ranks, self.length), chosen)
         self.cached = torch.where(self.finished, self.cached, self.done + torch.minimum(run, available) + 1)
         self.done = self.done + count
         self.filled = self.done
@@ -328,7 +349,8 @@ class Writer:
         """Hidden rows of the ranks from `done` on, (R, T, D), and the pass that makes them."""
         N, spare = self.length, self.cache.spare
         # Content: all tokens not yet cached. Padding rows go to the spare column and see BOS only.
-        columns = self.cached[:, None] + self._range(self.frontier + 1 - self.cached)
+        steady = self.static and bool((self.filled == self.done).all())
+        columns = self.cached[:, None] + self._range(self.frontier + 1 - self.cached, steady)
         real = (columns <= self.frontier[:, None]) & ~self.finished[:, None]
         rank = (columns - 1).clamp(0, N - 1)
         tokens = self.tokens.gather(1, rank).clamp(min=0)
@@ -337,27 +359,29 @@ class Writer:
         columns = torch.where(real, columns, spare)
 
         # Prediction: known ranks too in a text's first pass, so that later rows can look at them.
-        ranks = self.filled[:, None] + self._range(last - self.filled)
+        ranks = self.filled[:, None] + self._range(last - self.filled, steady)
         wanted = ranks < last[:, None]
         ranks = ranks.clamp(max=N - 1)
         limits = torch.minimum(self.starts.gather(1, ranks), self.frontier[:, None]) + 1
         limits = torch.where(wanted, limits, 1)
         prediction_limits = torch.where(wanted, self.ends.gather(1, ranks), 1)
 
-        every = torch.arange(self._columns(last), device=self.device)
+        every = torch.arange(self.length + 1 if self.static else self._columns(last), device=self.device)
         see = Visibility.of_masks(
             *(before(limit[:, None, :, None], every) for limit in (content_limits, limits, prediction_limits))
         )
         target_slots, target_columns = self.positions.gather(1, ranks) + 1, torch.where(wanted, ranks, spare)
-        hidden = self.model.advance(self.cache, tokens, slots, columns, target_slots, target_columns, limits, see)
+        advance = self.advance if steady else self.model.advance
+        hidden = advance(self.cache, tokens, slots, columns, target_slots, target_columns, limits, see)
         skip = self.done - self.filled  # the rows of known ranks have done their work
         if not bool(skip.any()):
             return hidden
-        index = skip[:, None] + self._range(last - self.done)
+        index = skip[:, None] + self._range(last - self.done, False)
         return hidden.gather(1, index.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[2]))
 
-    def _range(self, counts: Tensor) -> Tensor:
-        return torch.arange(max(int(counts.max()), 1), device=self.device)
+    def _range(self, counts: Tensor, steady: bool) -> Tensor:
+        """As many rows as the row with most needs; the same number in every pass where shapes must not change."""
+        return torch.arange(self.window if steady else max(int(counts.max()), 1), device=self.device)
 
     def _columns(self, last: Tensor) -> int:
         return int(torch.maximum(last, self.frontier).max()) + 1
@@ -369,7 +393,7 @@ class Writer:
             return over
         rank = torch.arange(self.length, device=self.device)
         written = rank < self.done[:, None]
-        is_stop = torch.isin(self.tokens, torch.tensor(self.request.stop, device=self.device))
+        is_stop = torch.isin(self.tokens[:, :-1], torch.tensor(self.request.stop, device=self.device))
         is_stop &= written & (rank >= (self._known())[:, None])
         end = torch.where(is_stop, self.positions, self.length).amin(dim=1)
         before_end = (written & (self.positions < end[:, None])).sum(dim=1)
@@ -388,7 +412,7 @@ class Writer:
         r = self.request
         scores = warp(logits, r.temperature, r.top_k, r.top_p)
         if r.temperature > 0:
-            scores += gumbel(r.seed, self.samples, positions, logits.shape[-1])
+            scores = gumbel(r.seed, self.samples, positions, logits.shape[-1]).add_(scores)
             best = scores.topk(min(2, scores.shape[-1]), dim=-1)
             margin = best.values[..., 0] - best.values[..., -1]
             chosen = best.indices[..., 0]

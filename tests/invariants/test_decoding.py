@@ -9,7 +9,7 @@ import torch
 
 from armd import Autoregressive, Order, UserError, generate, make_request, nll, stream
 from armd.decode import collect
-from conftest import QUERIES, make_model
+from conftest import QUERIES, chi_square, make_model
 
 HOLES = torch.tensor([[0, 0, 1, 1, 1, 0, 1, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], [1] * 12]).bool()
 
@@ -94,14 +94,7 @@ def test_samples_follow_the_enumerated_law(streams: int, mode: str) -> None:
     order = request.order.rows(torch.zeros(len(every), dtype=torch.long))
     with torch.no_grad():
         law = torch.exp(-nll(model, every, order).double().sum(dim=1))
-    counts = torch.bincount(tokens @ torch.tensor([27, 9, 3, 1]), minlength=81).double()
-    expected = law * draws
-    rare = expected < 5  # pooled into one cell
-    seen, wanted = (torch.cat((x[~rare], x[rare].sum()[None])) if rare.any() else x for x in (counts, expected))
-    statistic = ((seen - wanted) ** 2 / wanted).sum()
-    freedom = len(seen) - 1
-    p = 1 - torch.special.gammainc(torch.tensor(freedom / 2.0).double(), statistic / 2)
-    assert freedom > 20 and p > 0.001
+    assert chi_square(torch.bincount(tokens @ torch.tensor([27, 9, 3, 1]), minlength=81), law) > 0.001
 
 
 def test_parallel_and_sequential_laws_differ() -> None:

@@ -1,0 +1,233 @@
+"""Exact decoding: the text (or, by rejection, the law) of one token at a time, whatever was drafted."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armd import Armd, Generation, Order, generate, make_request, nll
+from armd.decode import TIE, Writer, collect
+from armd.request import Request
+from armd.sampling import log_probs
+from conftest import QUERIES, chi_square, make_model
+
+EVERY_TEXT = torch.tensor(list(itertools.product(range(3), repeat=4)))
+CODE = torch.tensor([27, 9, 3, 1])
+
+
+@lru_cache(maxsize=64)
+def some_model(query: str, two_stream: int, seed: int, dtype: torch.dtype) -> Armd:
+    changes = {"qk_norm": bool(seed % 2), "norm": ("rmsnorm", "layernorm")[seed % 2], "eos_token_id": 4}
+    return make_model(query=query, num_two_stream_layers=two_stream, seed=seed, **changes).to(dtype)
+
+
+@st.composite
+def what_to_write(draw: st.DrawFn) -> dict[str, object]:
+    """Arguments of `generate` but for the mode: a prompt and streams, or a ragged template."""
+    batch = draw(st.integers(1, 3))
+    options: dict[str, object] = {
+        "batch_size": batch,
+        "seed": draw(st.integers(-(2**63), 2**63 - 1)),
+        "temperature": draw(st.sampled_from([0.0, 0.5, 1.0, 1.7])),
+        "top_k": draw(st.sampled_from([0, 0, 3])),
+        "top_p": draw(st.sampled_from([1.0, 1.0, 0.7])),
+        "stop": draw(st.sampled_from([False, True, (2, 7)])),
+    }
+    token = st.integers(0, 10)
+    if draw(st.booleans()):
+        streams = draw(st.integers(1, 5))
+        length = streams * draw(st.integers(1, 20 // streams))
+        prompt = draw(st.lists(token, max_size=24 - length))
+        return {**options, "streams": streams, "length": length, "prompt": prompt}
+    N = draw(st.integers(1, 24))
+    hole = st.one_of(st.just(-1), token)
+    rows = [draw(st.lists(hole, min_size=N, max_size=N)) for _ in range(batch)]
+    rows[0][draw(st.integers(0, N - 1))] = -1
+    return {**options, "template": torch.tensor(rows)}
+
+
+@given(
+    what=what_to_write(),
+    drafts=st.one_of(st.none(), st.integers(0, 24)),
+    rows=st.one_of(st.none(), st.integers(1, 2)),
+    query=st.sampled_from(QUERIES),
+    two_stream=st.integers(1, 3),
+    model_seed=st.integers(0, 3),
+)
+def test_exact_writes_the_text_of_sequential(
+    what: dict[str, object], drafts: int | None, rows: int | None, query: str, two_stream: int, model_seed: int
+) -> None:
+    """In float64, token for token: any window, stops, batches, rows that make room."""
+    model = some_model(query, two_stream, model_seed, torch.float64)
+    exact = generate(model, mode="exact", drafts=drafts, rows=rows, **what)
+    sequential = generate(model, mode="sequential", **what)
+    assert int(sequential.ties.sum()) == 0
+    assert torch.equal(exact.tokens, sequential.tokens)
+    assert torch.equal(exact.lengths, sequential.lengths)
+    torch.testing.assert_close(exact.log_probs, sequential.log_probs, rtol=0, atol=1e-9)
+    assert (exact.passes <= sequential.passes).all()
+    assert sequential.acceptance is None and int((exact.accepted > exact.tested).sum()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_texts_differ_only_after_a_reported_tie(dtype: torch.dtype) -> None:
+    """Rounding may tip a choice; then the choice was reported, by both ways of writing."""
+    texts = differ = tied = 0
+    for seed in range(12):
+        model = some_model("kernel", 1 + seed % 3, seed % 4, dtype)
+        options = {"length": 20, "streams": 4, "batch_size": 8, "seed": seed, "stop": False}
+        exact, sequential = (generate(model, mode=mode, **options) for mode in ("exact", "sequential"))
+        other = (exact.tokens != sequential.tokens).any(dim=1)
+        assert (sequential.ties[other] > 0).all() and (exact.ties[other] > 0).all()
+        texts, differ, tied = texts + 8, differ + int(other.sum()), tied + int((sequential.ties > 0).sum())
+    print(f"{dtype}: {differ} of {texts} texts differ, {tied} hold a choice closer than {TIE[dtype]} nats")
+    assert differ == 0 or dtype == torch.bfloat16
+
+
+@torch.inference_mode()
+def poison(writer: Writer) -> None:
+    """Fill with large values all that no later row may see: rejected and future rows of both stores and the table."""
+    for b in range(len(writer.done)):
+        for store, first in ((writer.cache.content, writer.cached[b]), (writer.cache.prediction, writer.filled[b])):
+            store.keys[:, b, :, first:] = 1e3
+            store.values[:, b, :, first:] = 1e3
+        unknown = writer.cache.ranks[b] >= writer.cached[b]
+        writer.cache.table[b, unknown] = 1e3
+
+
+@pytest.mark.parametrize("check", ["noise", "rejection"])
+@pytest.mark.parametrize("two_stream", [1, 3])
+@pytest.mark.parametrize("query", QUERIES)
+def test_nothing_leaks_from_rejected_drafts(query: str, two_stream: int, check: str) -> None:
+    model = some_model(query, two_stream, 0, torch.float64)
+    options = {"length": 20, "streams": 4, "batch_size": 3, "seed": 8, "prompt": [1, 2, 3], "check": check}
+    request = make_request(model, stop=False, **options)
+    writer, events = Writer(model, request, 3), []
+    while writer.make_room():
+        events.append(writer.step())
+        poison(writer)
+    out = collect(request, iter(events))
+    clean = generate(model, stop=False, **options)
+    assert int(clean.accepted.sum()) < int(clean.tested.sum())  # some drafts were rejected
+    assert torch.equal(out.tokens, clean.tokens)
+    with torch.no_grad():
+        full = -nll(model, out.tokens, request.order).double()
+    torch.testing.assert_close(out.log_probs[:, 3:], full[:, 3:], rtol=0, atol=1e-5)
+
+
+def enumerated_law(model: Armd, request: Request) -> torch.Tensor:
+    """(81,): probability of every text under the sequential law with the request's temperature and cut-offs."""
+    order = request.order.rows(torch.zeros(81, dtype=torch.long)).sequential()
+    with torch.no_grad():
+        logits = model(EVERY_TEXT, order)
+    law = log_probs(logits, request.temperature, request.top_k, request.top_p)
+    return law.gather(-1, EVERY_TEXT[..., None])[..., 0].sum(dim=1).exp()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"streams": 2}, {"streams": 4}, {"streams": 2, "temperature": 0.7}, {"streams": 2, "top_k": 2},
+        {"streams": 1, "drafts": 3}, {"streams": 2, "check": "noise"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_samples_follow_the_sequential_law(options: dict[str, object], seed: int) -> None:
+    """Chi-square over all 3^4 texts, p > 0.001."""
+    model = make_model(vocab_size=3, seed=1)
+    request = make_request(model, length=4, batch_size=8000, seed=seed, **{"check": "rejection", **options})
+    out = run(model, request)
+    assert 0.3 < out.acceptance < 0.99  # the check has something to do
+    assert chi_square(torch.bincount(out.tokens @ CODE, minlength=81), enumerated_law(model, request)) > 0.001
+
+
+def run(model: Armd, request: Request) -> Generation:
+    writer, events = Writer(model, request, len(request)), []
+    while writer.make_room():
+        events.append(writer.step())
+    return collect(request, iter(events))
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.3, 1.0])
+def test_tolerance_spends_no_more_than_it_says(tolerance: float) -> None:
+    """The law moves, by less than the mean bound; and more drafts are accepted."""
+    model = make_model(vocab_size=3, seed=1)
+    draws = 20000
+    options = {"length": 4, "streams": 2, "batch_size": draws, "check": "rejection"}
+    law = enumerated_law(model, make_request(model, **options))
+    strict, loose = (run(model, make_request(model, tolerance=a, **options)) for a in (0.0, tolerance))
+    assert (strict.bound == 0).all() and loose.acceptance > strict.acceptance
+    assert float(loose.bound.max()) <= tolerance * 3  # three of four tokens can be drafts
+    moved = (torch.bincount(loose.tokens @ CODE, minlength=81) / draws - law).abs().sum() / 2
+    sampling = 0.5 * (law / draws).sqrt().sum()
+    assert moved < loose.bound.mean() + sampling
+    if tolerance == 1.0:
+        assert loose.acceptance == 1.0 and moved > 3 * sampling  # and the bound is not vacuous
+
+
+def test_refilled_rows_write_what_they_would_alone() -> None:
+    model = some_model("kernel", 2, 0, torch.float64)
+    options = {"length": 18, "prompt": [3, 1], "streams": 3, "batch_size": 7, "seed": 4}
+    together, queued = generate(model, **options), generate(model, rows=2, **options)
+    assert torch.equal(together.tokens, queued.tokens) and torch.equal(together.passes, queued.passes)
+    # No row waits for another: with two rows the passes are those of the texts, packed.
+    assert queued.forward_passes < 0.75 * int(queued.passes.sum())
+    assert (queued.lengths < 20).any()
+
+
+def test_a_text_stops_once_all_before_its_end_is_written() -> None:
+    """With several streams too, in every mode; what follows the end is filled with it."""
+    model = some_model("kernel", 1, 1, torch.float64)
+    for mode in ("exact", "sequential", "parallel"):
+        options = {"length": 20, "streams": 4, "batch_size": 24, "seed": 5, "mode": mode}
+        out, whole = generate(model, **options), generate(model, stop=False, **options)
+        ended = out.lengths < 20
+        assert 0 < int(ended.sum()) and int(out.passes.sum()) < int(whole.passes.sum())
+        for b, length in enumerate(out.lengths.tolist()):
+            assert torch.equal(out.tokens[b, :length], whole.tokens[b, :length])
+            assert (out.tokens[b, length - 1 :] == 4).all() or length == 20
+            assert 4 not in out.tokens[b, : length - 1]
+
+
+def test_left_to_right_with_drafts() -> None:
+    """Streams = 1: contiguous drafts, the same text, and never more passes than tokens."""
+    model = some_model("kernel", 1, 0, torch.float64)
+    options = {"length": 24, "batch_size": 4, "seed": 1, "stop": False, "temperature": 0.4}
+    plain, drafted = generate(model, **options), generate(model, drafts=5, **options)
+    assert torch.equal(plain.tokens, drafted.tokens) and plain.forward_passes == 24
+    assert int(drafted.passes.sum()) < int(plain.passes.sum())
+
+
+def test_compiled_pass_writes_the_same_text() -> None:
+    """In a process of its own: the shape checks of the tests cannot be compiled."""
+    program = """
+import torch, armd
+torch.manual_seed(0)
+config = armd.ArmdConfig(vocab_size=11, hidden_size=16, num_hidden_layers=3, num_two_stream_layers=2,
+                         num_attention_heads=2, max_position_embeddings=24)
+model = armd.Armd(config).double()
+for mode in ("exact", "parallel"):
+    options = dict(length=12, prompt=[1, 2], streams=3, batch_size=2, seed=3, mode=mode)
+    plain = armd.generate(model, **options)
+    for _ in range(2):
+        assert torch.equal(armd.generate(model, compiled=True, **options).tokens, plain.tokens)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+
+
+def test_order_and_law_are_named() -> None:
+    """The request's order is the one `nll` scores: sequential but for the mode `parallel`."""
+    model = some_model("kernel", 1, 0, torch.float64)
+    for mode in ("exact", "sequential", "parallel"):
+        order = make_request(model, length=12, streams=3, mode=mode).order
+        wanted = Order.strided(1, 12, 3)
+        wanted = wanted if mode == "parallel" else wanted.sequential()
+        assert torch.equal(order.positions, wanted.positions) and torch.equal(order.blocks, wanted.blocks)
