@@ -247,7 +247,7 @@ class Armd(Transformer):
         """One decoding pass: content rows for the tokens, prediction rows for the targets."""
         x = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
         cache.learn(slots, x, columns)
-        g = self.prefix.at(cache.table, cache.ranks, target_slots, limits)
+        g = self.prefix.at(cache.table[:, :-1], cache.ranks[:, :-1], target_slots, limits)  # without the padding row
         places = Places.of(cache, columns, target_columns, see)
         return self._two_streams(x, g, slots, target_slots, see, places)
 
