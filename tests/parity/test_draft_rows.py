@@ -29,7 +29,7 @@ class Rereader(Writer):
 
     def _check_noise(self, logits, positions, drafts, tested):  # type: ignore[no-untyped-def]
         self.met.append((int(self.done[0]), int(self.frontier[0]), logits))
-        chosen, run, report = super()._check_noise(logits, positions, drafts, tested)
+        _, _, report = super()._check_noise(logits, positions, drafts, tested)
         return self.text.gather(1, positions), tested.sum(dim=1), report
 
 
