@@ -28,8 +28,9 @@ from armd import checkpoint, decode
 from armd import demo as demonstration
 from armd.data import Manifest, TokenDataset, Tokenizer, documents, named_documents, prepare
 from armd.errors import UserError
-from armd.evals import evaluate, parse_orders
-from armd.model import Armd
+from armd.evals import CANDIDATES, choose_streams, evaluate, parse_orders, read_meter
+from armd.model import Armd, Transformer
+from armd.orders import Family
 from armd.presets import PRESETS, get_preset
 from armd.request import Request, make_request
 from armd.train import TrainConfig, TrainingStopped, train
@@ -154,8 +155,12 @@ class Generate:
     """Text with holes instead of a prompt: "def add(a, b): <16> c" has a hole of 16 tokens."""
     length: int | None = None
     """New tokens after the prompt; default: as many as fit, rounded down to a multiple of streams."""
-    streams: int = 1
-    """Number of equal streams the new tokens are cut into."""
+    streams: int | Literal["auto"] = 1
+    """Number of equal streams the new tokens are cut into; auto: the fastest within --budget on the texts of --data."""
+    data: Path | None = None
+    """Folder made by armd prepare, for --streams auto."""
+    budget: float = 0.02
+    """Nats per token that --streams auto may cost over left-to-right order."""
     mode: Literal["exact", "sequential", "parallel"] = "exact"
     """parallel: one token of every stream a pass; sequential and exact: the law of one token at a time."""
     temperature: float = 1.0
@@ -218,8 +223,26 @@ def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer) -> dict[st
         return {"template": parse_template(args.template, tokenizer)}
     prompt = tokenizer.encode(args.prompt) if args.prompt else []
     room = model.config.max_position_embeddings - len(prompt)
-    length = args.length if args.length is not None else room - room % max(args.streams, 1) or room
-    return {"prompt": prompt, "length": length, "streams": args.streams}
+    if args.data is not None and args.streams != "auto":
+        raise UserError("--data is for --streams auto only")
+    step = max(CANDIDATES) if args.streams == "auto" else max(args.streams, 1)
+    length = args.length if args.length is not None else room - room % step or room
+    streams = _choose(args, model, tokenizer, length) if args.streams == "auto" else args.streams
+    return {"prompt": prompt, "length": length, "streams": streams}
+
+
+def _choose(args: Generate, model: Armd, tokenizer: Tokenizer, length: int) -> int:
+    """The number of streams for `--streams auto`; says what there was to choose from."""
+    if args.data is None:
+        raise UserError("--streams auto measures what streams cost on held-out text: give it with --data DIR")
+    dataset = _held_out(args.data, args.model, tokenizer, length)
+    streams, offers = choose_streams(model, dataset, args.budget, mode=args.mode, seed=args.seed)
+    table = Table("streams", "nats/token", "cost", "tokens/pass", title=f"mode {args.mode}, texts of {length} tokens")
+    for o in offers:
+        table.add_row(f"{o.streams}", f"{o.nats:.4f}", f"{o.cost:+.4f}", f"{o.tokens_per_pass:.2f}")
+    Console(stderr=True).print(table)
+    say(f"streams={streams}: most tokens a pass for at most {args.budget} nats per token")
+    return streams
 
 
 def parse_template(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -260,7 +283,7 @@ def _live(args: Generate, request: Request, tokenizer: Tokenizer) -> Any:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Score held-out text in any generation orders."""
+    """Score held-out text in any generation orders, and predict how fast its strided orders decode."""
 
     model: Path
     """Run folder or published model folder."""
@@ -274,8 +297,10 @@ class Evaluate:
     """Tokens in a text; default: the model's longest."""
     batch_size: int = 16
     """Texts in a pass."""
+    measure: int = 0
+    """Texts to write in mode exact for every strided order, to set what is measured beside what is predicted."""
     seed: int = 0
-    """Seed of the random orders."""
+    """Seed of the random orders, and of the noise that texts are written with."""
     device: str = "auto"
     """cpu, cuda or auto."""
     json: bool = False
@@ -284,23 +309,56 @@ class Evaluate:
 
 def run_evaluate(args: Evaluate) -> None:
     orders = parse_orders(args.orders)
-    if args.texts < 1 or args.batch_size < 1:
-        raise UserError(f"texts={args.texts} and batch_size={args.batch_size} must be at least 1")
+    if args.texts < 1 or args.batch_size < 1 or args.measure < 0:
+        sizes = f"texts={args.texts} and batch_size={args.batch_size}"
+        raise UserError(f"{sizes} must be at least 1, measure={args.measure} at least 0")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
-    dataset = TokenDataset(args.data, "valid", args.length or model.config.max_position_embeddings)
-    mine, theirs = tokenizer.sha256 if tokenizer else None, Manifest.load(args.data).tokenizer_sha256
-    if mine is not None and mine != theirs:
-        raise UserError(f"{args.data} was made with another tokenizer than {args.model}: the vocabulary does not match")
+    dataset = _held_out(args.data, args.model, tokenizer, args.length or model.config.max_position_embeddings)
     scores = list(evaluate(model, dataset, orders, texts=args.texts, batch_size=args.batch_size, seed=args.seed))
+    meters = _meters(args, model, dataset, orders)
     if args.json:
-        print(json.dumps({"scores": [dataclasses.asdict(score) for score in scores]}))
+        print(json.dumps({"scores": [dataclasses.asdict(score) for score in scores], "meter": meters}))
         return
     columns = ("order", "blocks", "nats/token", "± s.e.", "perplexity", "bits/byte", "note")
     table = Table(*columns, title=f"{scores[0].texts} held-out texts of {dataset.length} tokens")
     for s in scores:
         numbers = f"{s.nats_per_token:.4f}", f"{s.stderr:.4f}", f"{s.perplexity:.2f}", f"{s.bits_per_byte:.3f}"
         table.add_row(s.order, s.blocks, *numbers, s.note)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    if meters:
+        console.print(_meter_table(meters))
+
+
+def _meters(args: Evaluate, model: Transformer, dataset: TokenDataset, orders: Sequence[str]) -> list[dict[str, Any]]:
+    """The likelihood meter of every strided order, with what decoding measured if texts were asked for."""
+    meters = []
+    for streams in (Family.parse(name).argument for name in orders if name.startswith("strided:")):
+        if not isinstance(model, Armd):
+            continue
+        read = read_meter(model, dataset, streams, texts=args.texts, batch_size=args.batch_size, seed=args.seed)
+        measured = None
+        if args.measure:
+            out = decode.generate(
+                model, length=dataset.length, streams=streams, seed=args.seed, batch_size=args.measure, stop=False
+            )
+            measured = {"texts": args.measure, "acceptance": out.acceptance, "tokens_per_pass": out.tokens_per_pass}
+        meters.append({**dataclasses.asdict(read), "measured": measured})
+    return meters
+
+
+def _meter_table(meters: list[dict[str, Any]]) -> Table:
+    measured = meters[0]["measured"] is not None
+    columns = ["streams", "sequential", "parallel", "penalty", "TV", "acceptance", "tokens/pass"]
+    more = ["acceptance, measured", "tokens/pass, measured"] if measured else []
+    table = Table(*columns, *more, title="decoding, predicted: nats/token, and mode exact")
+    for m in meters:
+        numbers = [f"{m[name]:.4f}" for name in ("sequential", "parallel", "penalty", "variation")]
+        for part in (m, m["measured"])[: 2 if measured else 1]:
+            accepted = "-" if part["acceptance"] is None else f"{part['acceptance']:.3f}"
+            numbers += [accepted, f"{part['tokens_per_pass']:.2f}"]
+        table.add_row(str(m["streams"]), *numbers)
+    return table
 
 
 # ---- bench and demo --------------------------------------------------------------------------------------------------
@@ -402,6 +460,14 @@ def _load(folder: Path, device: str) -> tuple[Armd, Tokenizer]:
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer.json, so text cannot be read or written")
     return model, tokenizer
+
+
+def _held_out(folder: Path, model: Path, tokenizer: Tokenizer | None, length: int) -> TokenDataset:
+    """Held-out texts for a model, made with its tokenizer."""
+    dataset = TokenDataset(folder, "valid", length)
+    if tokenizer is not None and tokenizer.sha256 != Manifest.load(folder).tokenizer_sha256:
+        raise UserError(f"{folder} was made with another tokenizer than {model}: the vocabulary does not match")
+    return dataset
 
 
 def say(text: str) -> None:

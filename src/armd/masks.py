@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
@@ -100,6 +101,35 @@ class Visibility:
             Mask(rendered=render(causal, content, content)),
             Mask(rendered=render(strictly_causal, prediction, content)),
             Mask(rendered=render(causal, prediction, prediction)),
+        )
+
+    @classmethod
+    def of_drafts(cls, starts: Int[Tensor, "B N"]) -> Visibility:
+        """Checked rows q and draft rows r of the same ranks; a pass drafts the ranks of one start, knowing those below.
+
+        Two ranks a pass, starts 0 0 2 2. A draft row stands where decoding has it: earlier ranks are checked rows.
+
+                 content          prediction
+               BOS  0  1  2      q0 q1 q2 q3  r0 r1 r2 r3
+           q0   #   .  .  .      #  .  .  .   .  .  .  .
+           q1   #   #  .  .      #  #  .  .   .  .  .  .
+           q2   #   #  #  .      #  #  #  .   .  .  .  .
+           q3   #   #  #  #      #  #  #  #   .  .  .  .
+           r0   #   .  .  .      .  .  .  .   #  .  .  .
+           r1   #   .  .  .      .  .  .  .   #  #  .  .
+           r2   #   #  #  .      #  #  .  .   .  .  #  .
+           r3   #   #  #  .      #  #  .  .   .  .  #  #
+        """
+        if bool((starts == starts[:1]).all()):
+            starts = starts[:1]  # one mask for all texts
+        ranks = torch.arange(starts.shape[1], device=starts.device).expand_as(starts)
+        checked, drafted = dense(causal, ranks, ranks), dense(strictly_causal, starts, ranks)
+        same_pass = dense(causal, ranks, ranks) & dense(torch.eq, starts, starts)
+        none = torch.zeros_like(checked)
+        return cls(
+            TRIANGLE,
+            Mask(rendered=dense(strictly_causal, torch.cat((ranks, starts), dim=1) + 1, ranks)),
+            Mask(rendered=torch.cat((torch.cat((checked, none), -1), torch.cat((drafted, same_pass), -1)), -2)),
         )
 
     @classmethod

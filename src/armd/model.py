@@ -223,13 +223,40 @@ class Armd(Transformer):
         """G^L of every token, in generation order: Eq. (7) for all blocks at once."""
         order = order.to(tokens.device)
         table = self._with_bos(tokens)
+        x, slots = self._content(table, order)
         blocks = F.pad(order.blocks + 1, (1, 0))  # generation order, BOS is block 0: (B, N + 1)
-        slots = F.pad(order.positions + 1, (1, 0))
-        ranks = F.pad(order.text_blocks + 1, (1, 0))  # text order
-        x = table.gather(1, slots[:, :-1, None].expand(-1, -1, table.shape[2]))  # the last token is evidence for none
-        g = order.to_generation(self.prefix(table, ranks))
         see = Visibility.sequential() if order.is_sequential else Visibility.of_blocks(blocks[:, :-1], blocks[:, 1:])
-        return self._two_streams(x, g, slots[:, :-1], slots[:, 1:], see, None)
+        return self._two_streams(x, self._queries(table, order), slots[:, :-1], slots[:, 1:], see, None)
+
+    def draft_rows(self, tokens: Int[Tensor, "B N"], order: Order) -> tuple[Tensor, Tensor]:
+        """The rows of exact decoding on a known text, in one pass: checked rows, and rows as they are first drafted.
+
+        Args:
+            tokens: (B, N) long in text order.
+            order: its blocks say which ranks are guessed by one pass, all earlier ranks being right.
+
+        Returns:
+            (B, N, D) each, in generation order: `hidden` of `order.sequential()`, and the rows of the drafts.
+        """
+        order = order.to(tokens.device)
+        table = self._with_bos(tokens)
+        x, slots = self._content(table, order)
+        g = torch.cat((self._queries(table, order.sequential()), self._queries(table, order)), dim=1)
+        see = Visibility.of_drafts(order.block_starts)
+        hidden = self._two_streams(x, g, slots[:, :-1], slots[:, 1:].repeat(1, 2), see, None)
+        checked, drafted = hidden.chunk(2, dim=1)
+        return checked, drafted
+
+    def _content(self, table: Tensor, order: Order) -> tuple[Tensor, Tensor]:
+        """X^0 in generation order, BOS first, (B, N, D), and the slots of all N + 1 tokens."""
+        slots = F.pad(order.positions + 1, (1, 0))
+        return table.gather(
+            1, slots[:, :-1, None].expand(-1, -1, table.shape[2])
+        ), slots  # the last is evidence of none
+
+    def _queries(self, table: Tensor, order: Order) -> Tensor:
+        """G^0 in generation order, (B, N, D)."""
+        return order.to_generation(self.prefix(table, F.pad(order.text_blocks + 1, (1, 0))))
 
     # ---- decoding: a few rows on top of the caches -----------------------------------------------------------------
 
@@ -247,7 +274,7 @@ class Armd(Transformer):
         """One decoding pass: content rows for the tokens, prediction rows for the targets."""
         x = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
         cache.learn(slots, x, columns)
-        g = self.prefix.at(cache.table, cache.ranks, target_slots, limits)
+        g = self.prefix.at(cache.table[:, :-1], cache.ranks[:, :-1], target_slots, limits)  # without the padding row
         places = Places.of(cache, columns, target_columns, see)
         return self._two_streams(x, g, slots, target_slots, see, places)
 

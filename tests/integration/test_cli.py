@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,13 @@ MISTAKES = {
     "generate --model {f}/run --template a<0>c": "template has no hole",
     "generate --model {f}/run --template a<40>c": "template of 42 tokens exceed",
     "generate --model {f}/run --template a<4>c --length 3": "cannot be combined",
+    "generate --model {f}/run --streams many": "--streams",
+    "generate --model {f}/run --streams 2 --data {f}/data": "--data is for --streams auto only",
+    "generate --model {f}/run --streams auto": "give it with --data DIR",
+    "generate --model {f}/run --streams auto --data {f}/bpe": "was made with another tokenizer",
+    "generate --model {f}/run --streams auto --data {f}/data --budget -1": "budget=-1.0 must be at least 0",
+    "generate --model {f}/run --streams auto --data {f}/data --template a<4>c": "cannot be combined",
+    "evaluate --model {f}/run --data {f}/data --measure -1": "measure=-1",
     "evaluate --model {f}/run --data {f}/data --orders spiral": "order family 'spiral' is unknown",
     "evaluate --model {f}/run --data {f}/data --orders uniform:x": "uniform:x",
     "evaluate --model {f}/run --data {f}/data --orders strided:5": "streams=5 does not divide",
@@ -151,6 +159,42 @@ def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scores[0]["bits_per_byte"] == pytest.approx(scores[0]["nats_per_token"] / 0.6931, rel=0.02)
     assert main(words) == 0
     assert "left_to_right" in capsys.readouterr().out
+
+
+def test_meter(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "evaluate",
+        "--model",
+        str(folder / "run"),
+        "--data",
+        str(folder / "data"),
+        "--orders",
+        "strided:4,uniform",
+    ]
+    out = run_json([*words, "--measure", "2", "--json"], capsys)
+    (meter,), scores = out["meter"], out["scores"]
+    assert meter["streams"] == 4 and meter["measured"]["texts"] == 2
+    assert meter["sequential"] == pytest.approx(scores[0]["nats_per_token"], abs=1e-5)
+    assert meter["parallel"] == pytest.approx(scores[1]["nats_per_token"], abs=1e-5)
+    for part in (meter, meter["measured"]):
+        assert 0 <= part["acceptance"] <= 1 and 1 <= part["tokens_per_pass"] <= 4
+    assert run_json([*words, "--json"], capsys)["meter"][0]["measured"] is None
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "decoding, predicted" in shown and "measured" not in shown
+    assert main([*words, "--measure", "1"]) == 0
+    assert "measured" in capsys.readouterr().out
+
+
+def test_streams_auto(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The text is that of the number of streams it chooses and says."""
+    words = ["generate", "--model", str(folder / "run"), "--json", "--length", "24", "--streams"]
+    capsys.readouterr()
+    assert main([*words, "auto", "--data", str(folder / "data"), "--budget", "9"]) == 0
+    shown = capsys.readouterr()
+    streams = re.search(r"streams=(\d+)", shown.err)
+    assert streams and "tokens/pass" in shown.err and "│ 32 " not in shown.err
+    assert json.loads(shown.out)["tokens"] == run_json([*words, streams[1]], capsys)["tokens"]
 
 
 def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,13 @@ def test_exact_has_the_text_of_sequential() -> None:
         assert torch.equal(exact.tokens, sequential.tokens), name
 
 
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_text_may_be_as_long_as_the_model_allows(query: str) -> None:
+    model = make_model(query=query)
+    out = generate(model, length=24, streams=4)
+    assert out.tokens.shape == (1, 24) and (out.tokens >= 0).all()
+
+
 def test_seed_decides_the_text() -> None:
     model = make_model()
     first, again, other = (generate(model, length=20, seed=s).tokens for s in (7, 7, 8))

@@ -25,6 +25,20 @@ def test_masks_are_the_drawn_ones() -> None:
     assert _picture(dense(strictly_causal, prediction, content)) == drawn.split()
 
 
+def test_masks_of_drafts_are_the_drawn_ones() -> None:
+    see = Visibility.of_drafts(torch.tensor([[0, 0, 2, 2]]))
+    assert _picture(see.strict.rendered) == ["#...", "##..", "###.", "####", "#...", "#...", "###.", "###."]
+    drawn = """#.......
+               ##......
+               ###.....
+               ####....
+               ....#...
+               ....##..
+               ##....#.
+               ##....##"""
+    assert _picture(see.prediction.rendered) == drawn.split() and see.content.triangle
+
+
 def _picture(mask: torch.Tensor) -> list[str]:
     return ["".join("#" if seen else "." for seen in row) for row in mask[0, 0].tolist()]
 
