@@ -64,12 +64,12 @@ def plot(record: Mapping[str, Any]) -> str:
     groups = list(dict.fromkeys((row["dtype"], row["batch"], row["length"]) for row in record["rows"]))
     wide, high, top = 330, 250, 60
     columns = min(len(groups), 4)
-    width = max(columns * wide, 2 * wide)
+    width = max(columns, 2) * wide
     size = f"{width} {top + high * -(-len(groups) // columns)}"
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{width}">',
         f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>',
-        f'<text x="12" y="20" class="head">Decoding speed by number of streams</text>{_legend(width)}',
+        f'<text x="12" y="20" class="head">Decoding speed by number of streams</text>{_legend(record["rows"])}',
     ]
     for i, group in enumerate(groups):
         rows = [row for row in record["rows"] if (row["dtype"], row["batch"], row["length"]) == group]
@@ -101,11 +101,16 @@ def _chart(title: str, rows: list[dict[str, Any]]) -> str:
     return drawing(title, told, lines, ("streams S", "tokens/s"), log_x=True, log_y=True)
 
 
-def _legend(width: int) -> str:
-    entries = {**LOOKS, "ideal: S times one stream": ("ideal", ""), HUGGING_FACE: ("other", "")}
-    step, out = width // len(entries), []
-    for i, (label, (style, mark)) in enumerate(entries.items()):
+def _legend(rows: list[dict[str, Any]]) -> str:
+    modes = {row["mode"] for row in rows if row["what"] == "armd"}
+    shown = {mode: look for mode, look in LOOKS.items() if mode in modes}
+    shown["ideal: S times one stream"] = "ideal", ""
+    if any(row["what"] == HUGGING_FACE for row in rows):
+        shown[HUGGING_FACE] = "other", ""
+    out, x = [], 12.0
+    for label, (style, mark) in shown.items():
         drawn = f'<g class="marks">{MARKS[mark](17, 8)}</g>' if mark else ""
         line = f'<g class="{style}"><path class="line" d="M2 8h30"/>{drawn}</g>'
-        out.append(f'<g transform="translate({12 + i * step} 32)">{line}<text x="38" y="12">{safe(label)}</text></g>')
+        out.append(f'<g transform="translate({x:g} 32)">{line}<text x="38" y="12">{safe(label)}</text></g>')
+        x += 58 + 6.5 * len(label)
     return "".join(out)
