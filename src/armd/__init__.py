@@ -1,6 +1,6 @@
 """Auto-Regressive Masked Diffusion (arXiv 2601.16971): train, score and write text in any order."""
 
-from armd.baselines import Autoregressive
+from armd.baselines import Autoregressive, MaskedDiffusion, sample_masked_diffusion
 from armd.checkpoint import load, save
 from armd.decode import Event, Generation, collect, generate, stream
 from armd.errors import UserError
@@ -18,6 +18,7 @@ __all__ = [
     "Event",
     "Family",
     "Generation",
+    "MaskedDiffusion",
     "Order",
     "OrderSchedule",
     "Request",
@@ -29,6 +30,7 @@ __all__ = [
     "loss",
     "make_request",
     "nll",
+    "sample_masked_diffusion",
     "save",
     "stream",
 ]

@@ -105,10 +105,25 @@ def chart(
     log_y: bool = False,
     frame: list[float] | None = None,
 ) -> str:
-    """A small line chart under its title, or nothing if there is no point to draw.
+    """A small line chart under its title, or nothing if there is no point to draw; the arguments are `drawing`'s."""
+    drawn = drawing(title, alt, series, axes, log_x=log_x, log_y=log_y, frame=frame)
+    return f"<figure><figcaption>{safe(title)}</figcaption>{drawn}</figure>" if drawn else ""
+
+
+def drawing(
+    title: str,
+    alt: str,
+    series: list[Series],
+    axes: tuple[str, str],
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    frame: list[float] | None = None,
+) -> str:
+    """The chart alone, 310 by 208.
 
     Args:
-        title: shown above.
+        title: its name.
         alt: what the chart tells, in words, for those who cannot see it.
         series: the lines, the last one on top.
         axes: names of x and y.
@@ -153,7 +168,7 @@ def chart(
             )
             out.append(f'<g class="marks">{"".join(marks)}</g>')
         out.append("</g>")
-    return f"<figure><figcaption>{safe(title)}</figcaption>{''.join(out)}</svg></svg></figure>"
+    return "".join([*out, "</svg></svg>"])
 
 
 def _tick(value: Number) -> str:

@@ -11,9 +11,10 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,8 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import armd
-from armd import bench as benchmark
-from armd import checkpoint, decode
+from armd import bench, checkpoint, decode
 from armd import demo as demonstration
 from armd.data import Manifest, TokenDataset, Tokenizer, documents, named_documents, prepare
 from armd.errors import UserError
@@ -365,33 +365,78 @@ def _meter_table(meters: list[dict[str, Any]]) -> Table:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Time training steps and decoding of a preset on this machine, random weights."""
+class BenchTrain:
+    """Time training steps of a preset on this machine, random weights: AR against ARMD."""
 
     preset: str = "tiny"
     """Preset whose shape is timed."""
-    streams: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of streams to decode with."""
-    length: int = 128
-    """Tokens to write."""
     repeats: int = 3
-    """Times each measurement is taken, in turn; the median counts."""
+    """Times each measurement is taken, in turn, after one that warms up; the median counts."""
     device: str = "auto"
     """cpu, cuda or auto."""
     json: bool = False
     """Print one JSON object."""
 
 
-def run_bench(args: Bench) -> None:
-    config = get_preset(args.preset)(257, None)
-    rows = benchmark.run(config, args.streams, args.length, args.repeats, pick_device(args.device))
+@dataclass(frozen=True)
+class Bench(BenchTrain):
+    """Time training steps and decoding on this machine, random weights; more: armd bench decode, armd bench train."""
+
+    streams: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of streams to decode with."""
+    length: int = 128
+    """Tokens to write."""
+
+
+def run_bench(args: BenchTrain) -> None:
+    config, device = get_preset(args.preset)(257, None), pick_device(args.device)
+    if args.repeats < 1:
+        raise UserError(f"repeats={args.repeats} must be at least 1")
+    jobs = {}
+    if isinstance(args, Bench):
+        model = Armd(config.model).to(device)
+        for s in args.streams:
+            make_request(model, length=args.length, streams=s)  # a mistake shows before anything is timed
+            jobs[f"decode, S = {s}"] = bench.writing(model, "parallel", s, args.length, 1, args.length, seed=0)
+    with _status() as tell:
+        rows = bench.training(config, args.repeats, device, tell)
+        times = bench.alternate(jobs, args.repeats, device, tell)
+    rows += [{"what": name, **t.fields(next(iter(times.values())))} for name, t in times.items()]
+    machine = bench.machine(device)
     if args.json:
-        print(json.dumps({"preset": args.preset, "machine": benchmark.machine(), "rows": rows}))
+        print(json.dumps({"preset": args.preset, "machine": machine, "rows": rows}))
         return
-    table = Table("what", "tokens/s", "against the first of its kind", title=f"{args.preset}, {benchmark.machine()}")
+    table = Table("what", "tokens/s", "against the first of its kind")
+    table.title = f"{args.preset}, {bench.in_words(machine)}"
     for row in rows:
-        table.add_row(row["what"], f"{row['tokens_per_second']:,.0f}", f"{row['ratio']:.2f}x")
+        table.add_row(row["what"], f"{row['tokens_per_second']['median']:,.0f}", f"{row['ratio']['median']:.2f}x")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def run_bench_decode(args: bench.DecodeBench) -> None:
+    model, device = get_preset(args.preset)(args.vocab_size, None).model, pick_device(args.device)
+    plot = args.plot or (args.out.with_suffix(".svg") if args.out else None)
+    command = shlex.join(["armd", *sys.argv[1:]])
+    with _status() as tell:
+        for record in bench.decoding(args, model, device, command, tell):
+            if args.out:
+                checkpoint.write_json(args.out, record)
+            if plot:
+                checkpoint.write_text(plot, bench.plot(record))
+    for why in record["absent"].values():
+        say(f"not compared: {why}")
+    if args.json:
+        print(json.dumps(record))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(bench.table(record))
+
+
+@contextlib.contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """What runs now, on standard error where that is a terminal."""
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        yield lambda text: status.update(text)
 
 
 @dataclass(frozen=True)
@@ -418,6 +463,8 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "generate": (Generate, run_generate),
     "evaluate": (Evaluate, run_evaluate),
     "bench": (Bench, run_bench),
+    "bench decode": (bench.DecodeBench, run_bench_decode),
+    "bench train": (BenchTrain, run_bench),
     "demo": (Demo, run_demo),
 }
 
@@ -476,7 +523,7 @@ def say(text: str) -> None:
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{((kind or Train).__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    lines = [f"  {name:<14}{((kind or Train).__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
     head = [f"armd {armd.__version__}: auto-regressive masked diffusion", "", "usage: armd COMMAND [options]", ""]
     return "\n".join([*head, *lines, "", "armd COMMAND --help lists the options."])
 
@@ -493,8 +540,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if argv[0] not in COMMANDS:
             raise UserError(f"armd: command {argv[0]!r} is unknown; choose one of {', '.join(COMMANDS)}")
-        kind, run = COMMANDS[argv[0]]
-        run(parse(kind, argv[1:], f"armd {argv[0]}") if kind else argv[1:])
+        words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+        name, rest = " ".join(argv[:words]), argv[words:]
+        kind, run = COMMANDS[name]
+        run(parse(kind, rest, f"armd {name}") if kind else rest)
     except UserError as error:
         say(f"error: {error}")
         return 2

@@ -86,6 +86,15 @@ MISTAKES = {
     "evaluate --model {f}/run --data {f}/data --length 64": "64 tokens exceed max_position_embeddings=32",
     "bench --preset huge": "preset 'huge' is unknown",
     "bench --length 9999": "9999",
+    "bench --repeats 0": "repeats=0 must be at least 1",
+    "bench decode --preset huge": "preset 'huge' is unknown",
+    "bench decode --streams 3": "streams=3 does not divide length=256",
+    "bench decode --batch 0": "batch=(0,) must be at least 1",
+    "bench decode --tokens 300": "tokens=300 must be full or in 1..256",
+    "bench decode --tokens few": "--tokens",
+    "bench decode --dtype int3": "--dtype",
+    "bench decode --device tpu7": "device='tpu7' is unknown",
+    "bench walk": "unknown option walk",
 }
 
 
@@ -212,7 +221,8 @@ def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]
     assert 257 < manifest["vocab_size"] <= 300 and manifest["splits"]["train"]["documents"] == 3
     bench = run_json(["bench", "--length", "16", "--streams", "1", "4", "--repeats", "1", "--json"], capsys)
     assert [row["what"] for row in bench["rows"]] == ["train, AR", "train, ARMD", "decode, S = 1", "decode, S = 4"]
-    assert all(row["tokens_per_second"] > 0 for row in bench["rows"])
+    assert all(row["tokens_per_second"]["median"] > 0 and row["ratio"]["median"] > 0 for row in bench["rows"])
+    assert bench["rows"][0]["ratio"]["median"] == bench["rows"][2]["ratio"]["median"] == 1
 
 
 def test_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +233,8 @@ def test_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("words", ["--help", "train --help", "train tiny --help", "prepare --help", "generate --help",
-                                   "evaluate --help", "bench --help", "demo --help", "--version"])  # fmt: skip
+                                   "evaluate --help", "bench --help", "bench decode --help",
+                                   "bench train --help", "demo --help", "--version"])  # fmt: skip
 def test_help(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 0
     shown = capsys.readouterr().out
