@@ -2,12 +2,13 @@
 
 from armd.baselines import Autoregressive, MaskedDiffusion, sample_masked_diffusion
 from armd.checkpoint import load, save
-from armd.decode import Event, Generation, collect, generate, stream
+from armd.decode import Generation, collect, generate, stream
 from armd.errors import UserError
 from armd.model import Armd, ArmdConfig
 from armd.objective import any_order_nll, loss, nll
 from armd.orders import Family, Order, OrderSchedule
 from armd.request import Request, make_request
+from armd.writer import Event
 
 __version__ = "0.1.0"
 

@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from armd.decode import Event, Generation, collect
+from armd.decode import Generation, collect
 from armd.errors import UserError
 from armd.masks import Visibility, before
 from armd.model import Armd
 from armd.orders import Order
 from armd.request import Request
 from armd.sampling import gumbel, log_probs
+from armd.writer import Event
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -106,7 +107,7 @@ def generate_adaptive(model: Armd, request: Request, rule: str = "margin", budge
 
 
 class _Writer:
-    """Rows by text position, caches by rank, as in `decode.Writer`: a hole's prediction row moves to its rank."""
+    """Rows by text position, caches by rank, as in `writer.Writer`: a hole's prediction row moves to its rank."""
 
     def __init__(self, model: Armd, request: Request, rule: Rule, budget: float) -> None:
         self.model, self.request, self.rule, self.budget = model, request, rule, budget
@@ -133,10 +134,8 @@ class _Writer:
             is_open = self.tokens < 0
             law, logs = self._predict(new, first=step == 0)
             chosen = self.rule(law, is_open, self.budget) & is_open
-            noise = 0.0
-            if self.request.temperature > 0:
-                noise = gumbel(self.request.seed, self.request.samples.to(self.device)[:, None], text, law.shape[-1])
-            drawn = (law + noise).argmax(dim=-1)
+            samples = self.request.samples.to(self.device)[:, None]
+            drawn = (law + gumbel(self.request.seed, samples, text, law.shape[-1])).argmax(dim=-1)
             self.tokens = torch.where(chosen, drawn, self.tokens)
             new = self._commit(chosen)
             step += 1

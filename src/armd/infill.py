@@ -1,8 +1,8 @@
 """Filling holes: every hole a stream, the best of several fillings, and holes of unknown length.
 
-The probability of a filling is exact and costs nothing extra: it is the product of the conditionals it was written with,
-hole by hole. Fillings of *different* lengths make texts of different lengths, so their conditionals given the evidence
-cannot be compared. What can: how likely the text after the hole is once so many tokens stand before it,
+The probability of a filling is exact and costs nothing extra: it is the product of the conditionals it was written
+with, hole by hole. Fillings of *different* lengths make texts of different lengths, so these products cannot be
+compared. What can: how likely the text after the hole is once so many tokens stand before it,
 
     p(after | before, L) = E_q [ p(hole, after | before) / q(hole | before, after) ],
 

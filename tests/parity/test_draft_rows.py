@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from armd import Order, make_request
-from armd.decode import Writer
+from armd.writer import Writer
 from conftest import QUERIES, make_model
 from reference import log_probs
 

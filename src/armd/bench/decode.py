@@ -22,10 +22,11 @@ from torch import nn
 
 from armd.baselines import Autoregressive, MaskedDiffusion, denoising
 from armd.bench.timing import Job, Timing, Work, alternate, bandwidth, commit, machine
-from armd.decode import Event, collect, stream
+from armd.decode import collect, stream
 from armd.errors import UserError
 from armd.model import Armd, ArmdConfig, Transformer
 from armd.request import make_request
+from armd.writer import Event
 
 HUGGING_FACE, AUTOREGRESSIVE = "hugging face gpt-2", "autoregressive"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
