@@ -154,13 +154,14 @@ class AnchorAggregate(Prefix):
         return self.anchor.at(table, ranks, slots, slot_ranks) + self.gate.to(table.dtype) * aggregate
 
 
-# The plug-in point: name -> (hidden size, number of slots, kernel width) -> module.
+# The plug-in point: name -> (hidden size, number of slots, kernel width) -> module. `Aggregate` gets a row of P more,
+# because the table of a cache ends in a row for padding, which no target ever sees.
 PREFIXES: dict[str, Callable[[int, int, int], Prefix]] = {
-    "aggregate": lambda size, slots, width: Aggregate(size, slots),
+    "aggregate": lambda size, slots, width: Aggregate(size, slots + 1),
     "kernel": lambda size, slots, width: Kernel(size, width),
     "shift": lambda size, slots, width: Shift(),
     "anchor": lambda size, slots, width: Anchor(size),
-    "anchor+aggregate": lambda size, slots, width: AnchorAggregate(size, slots),
+    "anchor+aggregate": lambda size, slots, width: AnchorAggregate(size, slots + 1),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from armd import Order
+from armd import Order, generate
 from armd.masks import HIDDEN, Visibility, causal, dense, flex, strictly_causal
 from armd.prefix import PREFIXES
 from conftest import ORDERS, QUERIES, make_model
@@ -73,6 +73,15 @@ def test_training_form_equals_decoding_form(query: str, order_name: str) -> None
         so_far = torch.where(known[..., None], table, 0.0)
         one = model.prefix.at(so_far, torch.where(known, ranks, HIDDEN), torch.tensor([[slot]]), rank)
         torch.testing.assert_close(one[:, 0], whole[:, slot - 1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_full_context_is_decoded(query: str, streams: int) -> None:
+    """The longest text there is: the cache's row for padding comes on top."""
+    model = make_model(query=query)
+    out = generate(model, length=model.config.max_position_embeddings, streams=streams)
+    assert out.tokens.shape == (1, 24)
 
 
 def test_kernel_starts_as_sharp_delays() -> None:
