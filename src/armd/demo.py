@@ -18,6 +18,7 @@ from rich.console import Console
 from armd import checkpoint, decode, report
 from armd.data import TokenDataset, Tokenizer, prepare, python_documents
 from armd.evals import Score, evaluate
+from armd.files import write_json
 from armd.model import Armd
 from armd.objective import nll
 from armd.orders import Order
@@ -99,7 +100,7 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
         "samples": samples,
     }
     say("5/5  Writing the report")
-    checkpoint.write_json(out / "results.json", results)
+    write_json(out / "results.json", results)
     report.write(results, out / "report.html")
     bits = f"{scores[0].bits_per_byte:.3f} bits per byte on held-out files, left to right"
     say(f"done in {time.monotonic() - began:.0f} s: {bits}")

@@ -25,10 +25,22 @@ from torch import Tensor, nn
 
 from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
+from armd.fields import check_types
 from armd.layers import NORMS, Layer, Rotary, initialise
 from armd.masks import Visibility
 from armd.orders import Order
 from armd.prefix import PREFIXES
+
+# Far above any real network: a size of a damaged file is refused before anything of that size is made.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10,
+    "intermediate_size": 2**18,
+    "max_position_embeddings": 2**20,
+    "kernel_width": 2**12,
+}
 
 
 @dataclass(frozen=True)
@@ -67,15 +79,11 @@ class ArmdConfig:
     """End-of-text token, at which generation stops; none: it never stops early."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        check_types(self)
+        for name, most in LARGEST.items():
+            least = 0 if name == "intermediate_size" else 1
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least} and at most {most}")
         if not 1 <= self.num_two_stream_layers <= self.num_hidden_layers:
             raise UserError(
                 f"num_two_stream_layers={self.num_two_stream_layers} must be between 1 and "
@@ -92,11 +100,8 @@ class ArmdConfig:
             raise UserError(f"norm={self.norm!r} is unknown; choose one of {', '.join(NORMS)}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.intermediate_size < 0 or self.kernel_width < 1 or self.rope_theta <= 0:
-            raise UserError(
-                f"intermediate_size={self.intermediate_size} must be >= 0, kernel_width={self.kernel_width} >= 1 "
-                f"and rope_theta={self.rope_theta} > 0"
-            )
+        if self.rope_theta <= 0:
+            raise UserError(f"rope_theta={self.rope_theta} must be above 0")
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise UserError(f"eos_token_id={self.eos_token_id} must be a token below vocab_size={self.vocab_size}")
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import armd
+from armd import files
 from armd.data import Document, prepare
 from armd.errors import UserError
 from armd.orders import OrderSchedule
@@ -159,9 +160,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writes fail from the second checkpoint on, in the middle of it."""
-    from armd import checkpoint
-
-    real, saved = checkpoint.save_file, []
+    real, saved = files.save_file, []
 
     def full(tensors: object, path: str) -> None:
         saved.append(path)
@@ -170,7 +169,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(UserError, match=r"step 16 could not be saved .*No space left.*step-00000008") as caught:
         train(small(), data, tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)

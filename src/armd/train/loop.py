@@ -19,6 +19,7 @@ from torch import Tensor
 from armd import checkpoint
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
+from armd.files import read_json, write_json
 from armd.model import Transformer
 from armd.objective import loss, nll
 from armd.orders import Family, generator
@@ -175,11 +176,11 @@ def _open_run(config: TrainConfig, data: Path, run: Path, resume: bool) -> None:
         raise UserError(f"run folder {run} is not empty; use --resume to go on with it, or another --out")
     if config.architecture == "ar" and set(config.eval_orders) != {"left_to_right"}:
         raise UserError("architecture=ar has one order only: set --eval-orders left_to_right")
-    checkpoint.write_json(path, identity)
+    write_json(path, identity)
 
 
 def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
-    before = checkpoint.read_json(path)
+    before = read_json(path)
     if before.get("data") != identity["data"]:
         raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
     old, new = (json.loads(json.dumps(values["config"])) for values in (before, identity))
@@ -198,7 +199,7 @@ def _restore(run: Path, model: Transformer, average: list[Tensor], optimiser: to
 
 def load_config(run: Path) -> TrainConfig:
     """The config a run was started with."""
-    return from_json(checkpoint.read_json(run / "run.json")["config"])
+    return from_json(read_json(run / "run.json")["config"])
 
 
 # ---- weights in and out ----------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from armd.checkpoint import load_weights, read_json, read_tensors, write_json, write_tensors
+from armd.checkpoint import check_shapes
 from armd.errors import UserError
+from armd.files import read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 1
 
@@ -58,7 +59,9 @@ def restore(folder: Path, model: nn.Module, average: list[Tensor], optimiser: to
     state = read_json(folder / "state.json")
     if state.get("format") != FORMAT:
         raise UserError(f"{folder} was not written by this version of armd")
-    load_weights(model, read_tensors(folder / "weights.safetensors"), folder / "weights.safetensors")
+    weights = read_tensors(folder / "weights.safetensors")
+    check_shapes(model, weights, folder / "weights.safetensors")
+    model.load_state_dict(weights)
     means = read_tensors(folder / "average.safetensors")
     if means.keys() != {str(i) for i in range(len(average))}:
         raise UserError(f"{folder / 'average.safetensors'} does not match optim.ema of this run")
