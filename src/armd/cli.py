@@ -29,8 +29,10 @@ from armd import demo as demonstration
 from armd.data import Manifest, TokenDataset, Tokenizer, documents, named_documents, prepare
 from armd.errors import UserError
 from armd.evals import evaluate, parse_orders
+from armd.files import json_text, read_json
 from armd.model import Armd
-from armd.presets import PRESETS, get_preset
+from armd.orders import Family
+from armd.presets import PRESETS, get_preset, with_steps
 from armd.request import Request, make_request
 from armd.train import TrainConfig, TrainingStopped, train
 from armd.train.loop import pick_device
@@ -79,7 +81,7 @@ def run_prepare(args: Prepare) -> None:
         tokenizer_dir=args.tokenizer_dir,
     )
     if args.json:
-        print(json.dumps(dataclasses.asdict(manifest)))
+        print(json_text(dataclasses.asdict(manifest)))
         return
     for name, split in manifest.splits.items():
         say(f"{name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes")
@@ -99,6 +101,8 @@ class TrainPaths:
     """Run folder."""
     resume: bool = False
     """Go on with the run in --out, bit for bit as if it had never stopped."""
+    json: bool = False
+    """Print what came out as one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,13 @@ class Train(TrainPaths):
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(kw_only=True)
     """The run; every field of the preset can be set."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The one field of a preset that others depend on."""
+
+    max_steps: int | None = None
 
 
 def run_train(argv: Sequence[str]) -> None:
@@ -121,12 +132,20 @@ def run_train(argv: Sequence[str]) -> None:
         parse(Train, argv[1:], prog, Train(tyro.MISSING, tyro.MISSING, config=preset(257, 256)))
     paths = parse(TrainPaths, argv[1:], prog, strict=False)
     manifest = Manifest.load(paths.data)
-    base = Train(paths.data, paths.out, config=preset(manifest.vocab_size, manifest.eos_id))
-    config = parse(Train, argv[1:], prog, base).config
-    if config.model.vocab_size < manifest.vocab_size:
-        sizes = f"{config.model.vocab_size} is below the {manifest.vocab_size} tokens of {paths.data}"
-        raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
+    base = preset(manifest.vocab_size, manifest.eos_id)
+    full, steps = base.max_steps, parse(Steps, argv[1:], prog, strict=False).max_steps
+    if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
+        base = with_steps(base, steps)
+    config = parse(Train, argv[1:], prog, Train(paths.data, paths.out, config=base)).config
+    if config.max_steps < full:
+        o = config.orders
+        phases = f"ar_steps={o.ar_steps}, perm_steps={o.perm_steps}, sbp_steps={o.sbp_steps}"
+        say(f"{config.max_steps} steps instead of {full}: the phases of the orders shrink with them: {phases}")
     result = train(config, paths.data, paths.out, resume=paths.resume)
+    if paths.json:
+        fields = {"run": str(result.run), "steps": config.max_steps, "parameters": result.model.num_parameters()}
+        print(json_text({**fields, "valid": result.valid, "seconds": result.seconds}))
+        return
     valid = ", ".join(f"{order} {nats:.4f}" for order, nats in result.valid.items())
     say(f"done in {result.seconds:.0f} s. Held-out nats per token: {valid}")
     say(f'Next: armd generate --model {paths.out} --prompt "..." --streams 4')
@@ -287,13 +306,21 @@ def run_evaluate(args: Evaluate) -> None:
     if args.texts < 1 or args.batch_size < 1:
         raise UserError(f"texts={args.texts} and batch_size={args.batch_size} must be at least 1")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
-    dataset = TokenDataset(args.data, "valid", args.length or model.config.max_position_embeddings)
+    length = model.config.max_position_embeddings if args.length is None else args.length
+    dataset = TokenDataset(args.data, "valid", length)
+    for order in orders:
+        if not order.startswith("uniform"):
+            Family.parse(order).check(length)
     mine, theirs = tokenizer.sha256 if tokenizer else None, Manifest.load(args.data).tokenizer_sha256
     if mine is not None and mine != theirs:
         raise UserError(f"{args.data} was made with another tokenizer than {args.model}: the vocabulary does not match")
+    if dataset.vocab_size > model.config.vocab_size:
+        sizes = f"{dataset.vocab_size} tokens, above vocab_size={model.config.vocab_size} of {args.model}"
+        raise UserError(f"{args.data} has {sizes}: the vocabulary does not match")
+    dataset.verify()
     scores = list(evaluate(model, dataset, orders, texts=args.texts, batch_size=args.batch_size, seed=args.seed))
     if args.json:
-        print(json.dumps({"scores": [dataclasses.asdict(score) for score in scores]}))
+        print(json_text({"scores": [dataclasses.asdict(score) for score in scores]}))
         return
     columns = ("order", "blocks", "nats/token", "± s.e.", "perplexity", "bits/byte", "note")
     table = Table(*columns, title=f"{scores[0].texts} held-out texts of {dataset.length} tokens")
@@ -346,10 +373,15 @@ class Demo:
     """Training steps, fewer than the demo's own for a quick look."""
     seed: int = 0
     """Seed of the run."""
+    json: bool = False
+    """Print the figures of the report as one JSON object."""
 
 
 def run_demo(args: Demo) -> None:
-    demonstration.run(args.out, max_steps=args.max_steps, seed=args.seed)
+    page = demonstration.run(args.out, max_steps=args.max_steps, seed=args.seed)
+    if args.json:
+        results = read_json(args.out / "results.json")
+        print(json_text({"report": str(page), **{name: results[name] for name in ("summary", "scores", "speed")}}))
 
 
 # ---- parsing, dispatch and errors ------------------------------------------------------------------------------------

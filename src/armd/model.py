@@ -27,7 +27,7 @@ from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
 from armd.fields import check_types
 from armd.layers import NORMS, Layer, Rotary, initialise
-from armd.masks import Visibility
+from armd.masks import Visibility, causal, dense, strictly_causal
 from armd.orders import Order
 from armd.prefix import PREFIXES
 
@@ -70,7 +70,7 @@ class ArmdConfig:
     qk_norm: bool = False
     """Normalise queries and keys per head."""
     dropout: float = 0.0
-    """Dropout rate of embeddings, attention and residual branches."""
+    """Dropout rate of embeddings, attention and residual branches. Above 0, blocks train with dense masks."""
     tie_word_embeddings: bool = True
     """Share the output head with the token embedding."""
     rope_theta: float = 10000.0
@@ -233,8 +233,16 @@ class Armd(Transformer):
         ranks = F.pad(order.text_blocks + 1, (1, 0))  # text order
         x = table.gather(1, slots[:, :-1, None].expand(-1, -1, table.shape[2]))  # the last token is evidence for none
         g = order.to_generation(self.prefix(table, ranks))
-        see = Visibility.sequential() if order.is_sequential else Visibility.of_blocks(blocks[:, :-1], blocks[:, 1:])
+        see = self._visibility(order, blocks[:, :-1], blocks[:, 1:])
         return self._two_streams(x, g, slots[:, :-1], slots[:, 1:], see, None)
+
+    def _visibility(self, order: Order, content: Tensor, prediction: Tensor) -> Visibility:
+        if order.is_sequential:
+            return Visibility.sequential()
+        if self.training and self.config.dropout:  # FlexAttention cannot drop attention weights, dense masks can
+            masks = (causal, content, content), (strictly_causal, prediction, content), (causal, prediction, prediction)
+            return Visibility.of_masks(*(dense(*mask) for mask in masks))
+        return Visibility.of_blocks(content, prediction)
 
     # ---- decoding: a few rows on top of the caches -----------------------------------------------------------------
 
