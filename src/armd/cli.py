@@ -54,7 +54,7 @@ class Prepare:
     input: tuple[str, ...] = ()
     """Files, folders or globs: text, .jsonl, .parquet, .tar, also .gz or .xz."""
     dataset: str | None = None
-    """A data set by name instead of input: openwebtext, lm1b, wikitext2, wikitext103, ptb, lambada, text8."""
+    """A data set by name instead of input: openwebtext, lm1b, wikitext (= 103), wikitext2, ptb, lambada, text8."""
     split: str = "train"
     """Split of the named data set."""
     data_dir: Path | None = None

@@ -417,7 +417,7 @@ STREAMS = OrderSchedule(sbp_steps=4, sbp_streams=(1, 2, 5))
     ({"orders": OrderSchedule(floors={"strided_sequential:3": 0.1})}, "orders.floors strided_sequential:3: streams=3"),
     ({"orders": STREAMS}, "orders.sbp_streams strided:5: streams=5 does not divide"),
     ({"orders": OrderSchedule(perm_steps=4, rho=40)}, "orders.rho reinsert:40: rho=40 exceeds the 32"),
-    ({"orders": OrderSchedule(ar_steps=20, sbp_steps=5)}, "orders.ar_steps=20, .*orders.sbp_steps=5 do not fit max_steps=24"),
+    ({"orders": OrderSchedule(ar_steps=20, sbp_steps=5)}, "ar_steps=20, .*sbp_steps=5 do not fit max_steps=24"),
     ({"orders": OrderSchedule(perm_steps=20, rho=4, sbp_steps=5)}, "orders.perm_steps=20 .* do not fit max_steps=24"),
     ({"architecture": "ar"}, "one order only: set --eval-orders"),
     ({"architecture": "ar", "eval_orders": ("left_to_right",)}, "one order only: set orders.rho"),
