@@ -44,6 +44,21 @@ def test_padding_rows_are_seen_by_no_real_row() -> None:
     assert not dense(causal, torch.tensor([[0, 5, 10**6]]), keys)[..., 2].any()
 
 
+def test_dropout_of_attention_takes_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention, which `of_blocks` may choose on a GPU, knows no dropout."""
+    model, order, chosen = make_model(dropout=0.1), Order.strided(2, 12, 4), []
+    tokens, of_blocks = torch.randint(0, 11, (2, 12)), Visibility.of_blocks
+    monkeypatch.setattr(Visibility, "of_blocks", lambda *blocks: chosen.append(blocks) or of_blocks(*blocks))
+    model.train()(tokens, order)
+    assert not chosen
+    evaluated = model.eval()(tokens, order)
+    assert len(chosen) == 1
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_: x)
+    for layer in model.layers:
+        layer.dropout = 0.0
+    torch.testing.assert_close(model.train()(tokens, order), evaluated)  # the same masks
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # compiled on a GPU only
 @pytest.mark.parametrize("see", [causal, strictly_causal])
 def test_flex_rendering_equals_dense(see: object) -> None:
