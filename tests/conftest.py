@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def perturb(model: torch.nn.Module, seed: int = 0, scale: float = 0.15) -> None:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(scale * torch.randn(p.shape, generator=g, dtype=p.dtype))
+
+
+def remade(good: object, **values: object) -> None:
+    """Check a dataclass anew with other values, past the types of its constructor, which only tests compare."""
+    changed = copy.copy(good)
+    for name, value in values.items():
+        object.__setattr__(changed, name, value)
+    changed.__post_init__()
 
 
 def make_config(**changes: object) -> ArmdConfig:

@@ -17,11 +17,13 @@ from rich.console import Console
 
 from armd import checkpoint, decode, report
 from armd.data import TokenDataset, Tokenizer, prepare, python_documents
+from armd.errors import UserError
 from armd.evals import Score, evaluate
+from armd.files import write_json
 from armd.model import Armd
 from armd.objective import nll
 from armd.orders import Order
-from armd.presets import tiny
+from armd.presets import tiny, with_steps
 from armd.train import TrainConfig, train
 from armd.train.log import read_metrics
 
@@ -42,6 +44,8 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
 
     A demo that was stopped goes on where it was. Raises UserError if `out` holds something else.
     """
+    if max_steps is not None and max_steps < 1:
+        raise UserError(f"max_steps={max_steps} must be at least 1")
     began = time.monotonic()
     data, model_folder = out / "data", out / "run"
     if not (data / "manifest.json").exists():
@@ -50,7 +54,7 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
     manifest_note = describe(data)
     say(f"     {manifest_note}")
 
-    config = demo_config(data, max_steps or STEPS, seed)
+    config = demo_config(data, STEPS if max_steps is None else max_steps, seed)
     say(
         f"2/5  Training `tiny` for {config.max_steps} steps: left to right first, then ever more shuffled, then strided"
     )
@@ -99,7 +103,7 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
         "samples": samples,
     }
     say("5/5  Writing the report")
-    checkpoint.write_json(out / "results.json", results)
+    write_json(out / "results.json", results)
     report.write(results, out / "report.html")
     bits = f"{scores[0].bits_per_byte:.3f} bits per byte on held-out files, left to right"
     say(f"done in {time.monotonic() - began:.0f} s: {bits}")
@@ -114,10 +118,9 @@ def say(text: str) -> None:
 def demo_config(data: Path, steps: int, seed: int) -> TrainConfig:
     """`tiny`, with the phases of its order schedule stretched to the number of steps."""
     dataset = TokenDataset(data, "train", 1)
-    config = tiny(dataset.vocab_size, dataset.eos_id)
-    phases = replace(config.orders, ar_steps=steps // 5, perm_steps=3 * steps // 5, sbp_steps=steps // 5)
+    config = with_steps(tiny(dataset.vocab_size, dataset.eos_id), steps)
     every = max(steps // 8, 1)
-    return replace(config, orders=phases, max_steps=steps, eval_every=every, save_every=every, eval_texts=32, seed=seed)
+    return replace(config, eval_every=every, save_every=every, eval_texts=32, seed=seed)
 
 
 def describe(data: Path) -> str:

@@ -25,10 +25,22 @@ from torch import Tensor, nn
 
 from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
+from armd.fields import check_types
 from armd.layers import NORMS, Layer, Rotary, initialise
-from armd.masks import Visibility
+from armd.masks import Visibility, causal, dense, strictly_causal
 from armd.orders import Order
 from armd.prefix import PREFIXES
+
+# Far above any real network: a size of a damaged file is refused before anything of that size is made.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**16,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10,
+    "intermediate_size": 2**18,
+    "max_position_embeddings": 2**20,
+    "kernel_width": 2**12,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class ArmdConfig:
     qk_norm: bool = False
     """Normalise queries and keys per head."""
     dropout: float = 0.0
-    """Dropout rate of embeddings, attention and residual branches."""
+    """Dropout rate of embeddings, attention and residual branches. Above 0, blocks train with dense masks."""
     tie_word_embeddings: bool = True
     """Share the output head with the token embedding."""
     rope_theta: float = 10000.0
@@ -67,15 +79,11 @@ class ArmdConfig:
     """End-of-text token, at which generation stops; none: it never stops early."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "max_position_embeddings",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        check_types(self)
+        for name, most in LARGEST.items():
+            least = 0 if name == "intermediate_size" else 1
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least} and at most {most}")
         if not 1 <= self.num_two_stream_layers <= self.num_hidden_layers:
             raise UserError(
                 f"num_two_stream_layers={self.num_two_stream_layers} must be between 1 and "
@@ -92,11 +100,8 @@ class ArmdConfig:
             raise UserError(f"norm={self.norm!r} is unknown; choose one of {', '.join(NORMS)}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
-        if self.intermediate_size < 0 or self.kernel_width < 1 or self.rope_theta <= 0:
-            raise UserError(
-                f"intermediate_size={self.intermediate_size} must be >= 0, kernel_width={self.kernel_width} >= 1 "
-                f"and rope_theta={self.rope_theta} > 0"
-            )
+        if self.rope_theta <= 0:
+            raise UserError(f"rope_theta={self.rope_theta} must be above 0")
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise UserError(f"eos_token_id={self.eos_token_id} must be a token below vocab_size={self.vocab_size}")
 
@@ -225,7 +230,7 @@ class Armd(Transformer):
         table = self._with_bos(tokens)
         x, slots = self._content(table, order)
         blocks = F.pad(order.blocks + 1, (1, 0))  # generation order, BOS is block 0: (B, N + 1)
-        see = Visibility.sequential() if order.is_sequential else Visibility.of_blocks(blocks[:, :-1], blocks[:, 1:])
+        see = self._visibility(order, blocks[:, :-1], blocks[:, 1:])
         return self._two_streams(x, self._queries(table, order), slots[:, :-1], slots[:, 1:], see, None)
 
     def draft_rows(self, tokens: Int[Tensor, "B N"], order: Order) -> tuple[Tensor, Tensor]:
@@ -248,15 +253,24 @@ class Armd(Transformer):
         return checked, drafted
 
     def _content(self, table: Tensor, order: Order) -> tuple[Tensor, Tensor]:
-        """X^0 in generation order, BOS first, (B, N, D), and the slots of all N + 1 tokens."""
+        """X^0 in generation order, BOS first and without the last token, which is evidence for none: (B, N, D).
+
+        And the slots of all N + 1 tokens.
+        """
         slots = F.pad(order.positions + 1, (1, 0))
-        return table.gather(
-            1, slots[:, :-1, None].expand(-1, -1, table.shape[2])
-        ), slots  # the last is evidence of none
+        return table.gather(1, slots[:, :-1, None].expand(-1, -1, table.shape[2])), slots
 
     def _queries(self, table: Tensor, order: Order) -> Tensor:
         """G^0 in generation order, (B, N, D)."""
         return order.to_generation(self.prefix(table, F.pad(order.text_blocks + 1, (1, 0))))
+
+    def _visibility(self, order: Order, content: Tensor, prediction: Tensor) -> Visibility:
+        if order.is_sequential:
+            return Visibility.sequential()
+        if self.training and self.config.dropout:  # FlexAttention cannot drop attention weights, dense masks can
+            masks = (causal, content, content), (strictly_causal, prediction, content), (causal, prediction, prediction)
+            return Visibility.of_masks(*(dense(*mask) for mask in masks))
+        return Visibility.of_blocks(content, prediction)
 
     # ---- decoding: a few rows on top of the caches -----------------------------------------------------------------
 
@@ -274,7 +288,7 @@ class Armd(Transformer):
         """One decoding pass: content rows for the tokens, prediction rows for the targets."""
         x = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
         cache.learn(slots, x, columns)
-        g = self.prefix.at(cache.table[:, :-1], cache.ranks[:, :-1], target_slots, limits)  # without the padding row
+        g = self.prefix.at(cache.table, cache.ranks, target_slots, limits)
         places = Places.of(cache, columns, target_columns, see)
         return self._two_streams(x, g, slots, target_slots, see, places)
 

@@ -6,7 +6,7 @@ All are in nats. A likelihood is that of an (order, blocks) pair; it is never qu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from armd.errors import UserError
 from armd.model import Transformer
-from armd.orders import Order
+from armd.orders import Family, Order
 
 CHUNK_LOGITS = 2**24
 """Most logits held at once (64 MiB in float32); longer losses go chunk by chunk and recompute in the backward pass."""
@@ -137,13 +137,27 @@ class OrderAverage:
 
 
 def any_order_nll(
-    model: Transformer, tokens: Int[Tensor, "B N"], orders: int, *, generator: torch.Generator | None = None
+    model: Transformer,
+    tokens: Int[Tensor, "B N"],
+    orders: int,
+    *,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> OrderAverage:
-    """Score texts under `orders` uniform orders each, one pass an order."""
+    """Score texts under `orders` uniform orders each, one pass an order.
+
+    Args:
+        generator: of the orders; or one for each text, whose orders then do not depend on the rest of the batch.
+    """
     if orders < 1:
         raise UserError(f"orders={orders} must be at least 1")
     B, N = tokens.shape
-    draws = [nll(model, tokens, Order.uniform(B, N, generator=generator)).sum(dim=1) for _ in range(orders)]
+
+    def draw() -> Order:
+        if isinstance(generator, Sequence):
+            return Family("uniform").orders(N, generator)
+        return Order.uniform(B, N, generator=generator)
+
+    draws = [nll(model, tokens, draw()).sum(dim=1) for _ in range(orders)]
     total = torch.stack(draws).double()  # (K, B)
     spread = total.std(dim=0) if orders > 1 else torch.full_like(total[0], math.nan)
     return OrderAverage(

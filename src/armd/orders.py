@@ -7,7 +7,7 @@ consecutive blocks (paper, section 2). That pair is an `Order`. Nothing here kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from armd.errors import UserError
+from armd.fields import check_types, is_number
 
 
 def generator(*key: int) -> torch.Generator:
@@ -47,7 +48,11 @@ class Order:
     blocks: Int[Tensor, "B N"]
 
     def __post_init__(self) -> None:
-        if self.positions.ndim != 2 or self.positions.shape != self.blocks.shape or self.positions.shape[1] == 0:
+        for name in ("positions", "blocks"):
+            _check_matrix(name, getattr(self, name))
+            if getattr(self, name).dtype != torch.long:
+                raise UserError(f"{name} are {getattr(self, name).dtype}; they must be torch.int64")
+        if self.positions.shape != self.blocks.shape or self.positions.shape[1] == 0:
             shapes = f"{tuple(self.positions.shape)} and {tuple(self.blocks.shape)}"
             raise UserError(f"positions and blocks are {shapes}; both must be (batch, length) with length >= 1")
         if self.positions.device.type != "cpu":
@@ -117,6 +122,11 @@ class Order:
         moved = Order(self.positions.to(device), self.blocks.to(device))
         moved.__dict__["is_sequential"] = self.is_sequential  # decided here, so that no accelerator has to wait for it
         return moved
+
+    @classmethod
+    def concatenate(cls, orders: Sequence[Order]) -> Order:
+        """Orders of the same length as one batch."""
+        return cls(torch.cat([order.positions for order in orders]), torch.cat([order.blocks for order in orders]))
 
     # ---- constructors ----------------------------------------------------------------------------------------------
 
@@ -190,6 +200,7 @@ class Order:
                 block in text order: so it is read as the left-to-right model reads it. Then the stream heads one by
                 one, then, block by block, the next token of every stream that still has one.
         """
+        _check_matrix("streams", streams)
         B, N = streams.shape
         stream = streams.cpu()
         text = _arange(B, N)
@@ -214,6 +225,9 @@ class Order:
         Args:
             tau: (B, N) integers or reals, the time at which each token of the text was masked.
         """
+        _check_matrix("tau", tau)
+        if tau.isnan().any():
+            raise UserError("tau holds NaN: every token needs a time at which it was masked")
         tau = tau.cpu()
         positions = tau.argsort(dim=1, descending=True, stable=True)
         sorted_tau = tau.gather(1, positions)
@@ -239,8 +253,8 @@ OrderFamily = Callable[[int, int, int, torch.Generator], Order]
 # name -> (batch, length, argument, generator) -> Order. A new family is one line here.
 FAMILIES: dict[str, OrderFamily] = {
     "left_to_right": lambda batch, length, _, g: Order.left_to_right(batch, length),
-    "reinsert": lambda batch, length, rho, g: Order.reinsert(batch, length, min(rho, length), generator=g),
-    "subset": lambda batch, length, rho, g: Order.subset(batch, length, min(rho, length), generator=g),
+    "reinsert": lambda batch, length, rho, g: Order.reinsert(batch, length, rho, generator=g),
+    "subset": lambda batch, length, rho, g: Order.subset(batch, length, rho, generator=g),
     "uniform": lambda batch, length, _, g: Order.uniform(batch, length, generator=g),
     "strided": lambda batch, length, streams, g: Order.strided(batch, length, streams),
     "strided_sequential": lambda batch, length, streams, g: Order.strided(batch, length, streams).sequential(),
@@ -270,6 +284,17 @@ class Family:
 
     def order(self, batch: int, length: int, generator: torch.Generator) -> Order:
         return FAMILIES[self.name](batch, length, self.argument, generator)
+
+    def orders(self, length: int, generators: Iterable[torch.Generator]) -> Order:
+        """One order a generator: the order of a text then depends on no other text of its batch."""
+        return Order.concatenate([self.order(1, length, generator) for generator in generators])
+
+    def check(self, length: int, where: str = "order") -> None:
+        """Refuse an argument that texts of this length do not allow; `where` begins the message."""
+        if self.name in ("reinsert", "subset") and self.argument > length:
+            raise UserError(f"{where} {self}: rho={self.argument} exceeds the {length} tokens of a text")
+        if self.name.startswith("strided") and length % self.argument:
+            raise UserError(f"{where} {self}: streams={self.argument} does not divide the {length} tokens of a text")
 
     def __str__(self) -> str:
         return f"{self.name}:{self.argument}" if self.name in TAKES_ARGUMENT else self.name
@@ -301,7 +326,8 @@ class OrderSchedule:
     """Order family -> share of the steps it gets in every phase, whatever the phase; the rest follows the phases."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ar_steps <= max(self.perm_steps, self.ar_steps):
+        check_types(self, "orders.")
+        if self.ar_steps < 0:
             raise UserError(f"ar_steps={self.ar_steps} must be >= 0")
         if self.rho and self.perm_steps < self.ar_steps:
             raise UserError(f"perm_steps={self.perm_steps} must be at least ar_steps={self.ar_steps}")
@@ -312,7 +338,7 @@ class OrderSchedule:
         if not self.sbp_streams or min(self.sbp_streams) < 1:
             raise UserError(f"sbp_streams={self.sbp_streams} must be one or more integers >= 1")
         shares = [share for name, share in self.floors.items() if Family.parse(name)]
-        if any(share < 0 for share in shares) or sum(shares) > 1:
+        if not all(is_number(share) and share >= 0 for share in shares) or sum(shares) > 1:
             raise UserError(f"floors={dict(self.floors)} must be shares >= 0 that sum to at most 1")
         object.__setattr__(self, "floors", MappingProxyType(dict(self.floors)))
 
@@ -353,6 +379,12 @@ def _arange_like(positions: Tensor) -> Tensor:
 
 def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index.reshape(*index.shape, *[1] * (values.ndim - 2)).expand_as(values))
+
+
+def _check_matrix(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor) or tensor.ndim != 2:
+        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+        raise UserError(f"{name} must be a tensor of shape (batch, length), not {found}")
 
 
 def _check_size(batch: int, length: int) -> None:

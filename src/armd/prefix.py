@@ -63,6 +63,7 @@ class Aggregate(Prefix):
         self.norm = RMSNorm(hidden_size, eps=1e-6)
 
     def at(self, table: Table, ranks: Ranks, slots: Slots, slot_ranks: Slots) -> Float[Tensor, "B T D"]:
+        table, ranks = table[:, : len(self.P)], ranks[:, : len(self.P)]  # a cache has padding rows behind the slots
         weight = self.P[slots] @ self.P[: table.shape[1]].T  # (B, T, M)
         seen = ranks[:, None, :] < slot_ranks[:, :, None]
         total = (weight * seen).to(table.dtype) @ table  # bf16 under autocast
@@ -154,7 +155,8 @@ class AnchorAggregate(Prefix):
         return self.anchor.at(table, ranks, slots, slot_ranks) + self.gate.to(table.dtype) * aggregate
 
 
-# The plug-in point: name -> (hidden size, number of slots, kernel width) -> module.
+# The plug-in point: name -> (hidden size, number of slots, kernel width) -> module. `Aggregate` gets a row of P more,
+# because the table of a cache ends in a row for padding, which no target ever sees.
 PREFIXES: dict[str, Callable[[int, int, int], Prefix]] = {
     "aggregate": lambda size, slots, width: Aggregate(size, slots),
     "kernel": lambda size, slots, width: Kernel(size, width),

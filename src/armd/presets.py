@@ -8,6 +8,7 @@ and follows the SEDD / MDLM line it builds on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from armd.errors import UserError
 from armd.model import ArmdConfig
@@ -152,6 +153,13 @@ PRESETS: dict[str, Preset] = {
     "paper-medium": paper_medium,
     "paper-lm1b": paper_lm1b,
 }
+
+
+def with_steps(config: TrainConfig, max_steps: int) -> TrainConfig:
+    """The same run in another number of steps: the phases of its order schedule take the same shares of it."""
+    phases = ("ar_steps", "perm_steps", "sbp_steps")
+    shares = {name: getattr(config.orders, name) * max(max_steps, 0) // config.max_steps for name in phases}
+    return replace(config, orders=replace(config.orders, **shares), max_steps=max_steps)
 
 
 def get_preset(name: str) -> Preset:

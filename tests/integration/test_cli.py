@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from armd.cli import main, parse_template
+from armd import demo
+from armd.cli import main
+from armd.cli.generate import parse_template
 from armd.data import get_tokenizer
 
 SMALL = [
@@ -33,6 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (
         main(["prepare", "--input", str(folder / "?.txt"), "--tokenizer", "bpe:300", "--out", str(folder / "bpe")]) == 0
     )
+    shutil.copytree(folder / "run", folder / "bare")
+    (folder / "bare" / "tokenizer.json").unlink()
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
     return folder
@@ -51,9 +56,14 @@ MISTAKES = {
     "train tiny --data {f}/data --out {f}/x --model.vocab-size 100": "eos_token_id=256 must be a token below",
     "train tiny --data {f}/bpe --out {f}/x --model.vocab-size 257 --model.eos-token-id None": "vocabulary does not fit",
     "train tiny --data {f}/data --out {f}/x --device tpu7": "device='tpu7' is unknown",
-    "train tiny --data {f}/data --out {f}/x --model.max-position-embeddings 9999": "too few for one text of 9999",
+    "train tiny --data {f}/data --out {f}/x --model.max-position-embeddings 9984": "too few for one text of 9984",
     "train tiny --data {f}/data --out {f}/run": "is not empty; use --resume",
     "train tiny --data {f}/data --out {f}/run --resume": "started with other values of",
+    "train tiny --data {f}/data --out {f}/x --max-steps 20 --orders.sbp-steps 30": "do not fit max_steps=20",
+    "train tiny --data {f}/data --out {f}/x --orders.sbp-streams 1 7": "streams=7 does not divide the 256 tokens",
+    "train tiny --data {f}/data --out {f}/x --optim.lr nan": "optim.lr=nan must be a finite number",
+    "train tiny --data {f}/data --out {f}/x --device mps": "device='mps' is unknown",
+    "demo --out {f}/x --max-steps 0": "max_steps=0 must be at least 1",
     "prepare --out {f}/x --tokenizer byte": "give either --input FILES or --dataset NAME",
     "prepare --out {f}/x --tokenizer byte --input {f}/gone.txt": "gone.txt does not exist",
     "prepare --out {f}/x --tokenizer byte --input {f}/empty.txt": "empty.txt is empty",
@@ -82,7 +92,11 @@ MISTAKES = {
     "evaluate --model {f}/run --data {f}/data --orders spiral": "order family 'spiral' is unknown",
     "evaluate --model {f}/run --data {f}/data --orders uniform:x": "uniform:x",
     "evaluate --model {f}/run --data {f}/data --orders strided:5": "streams=5 does not divide",
+    "evaluate --model {f}/run --data {f}/data --orders left_to_right,reinsert:9999": "rho=9999 exceeds the 32 tokens",
     "evaluate --model {f}/run --data {f}/data --texts 0": "texts=0",
+    "evaluate --model {f}/run --data {f}/data --length 0": "length=0 must be at least 1",
+    "evaluate --model {f}/bare --data {f}/bpe": "tokens, above vocab_size=257",
+    "evaluate --model {f}/run --data {f}/bpe": "made with another tokenizer",
     "evaluate --model {f}/run --data {f}/data --length 64": "64 tokens exceed max_position_embeddings=32",
     "bench --preset huge": "preset 'huge' is unknown",
     "bench --length 9999": "9999",
@@ -223,6 +237,47 @@ def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]
     assert [row["what"] for row in bench["rows"]] == ["train, AR", "train, ARMD", "decode, S = 1", "decode, S = 4"]
     assert all(row["tokens_per_second"]["median"] > 0 and row["ratio"]["median"] > 0 for row in bench["rows"])
     assert bench["rows"][0]["ratio"]["median"] == bench["rows"][2]["ratio"]["median"] == 1
+
+
+def test_train_json_and_phases_in_fewer_steps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = folder / "run2"
+    words = ["train", "tiny", "--data", str(folder / "data"), "--out", str(run), *SMALL, "--orders.sbp-steps", "1"]
+    assert main([*words, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "3 steps instead of 1000" in shown.err and "ar_steps=0, perm_steps=1, sbp_steps=1" in shown.err
+    result = json.loads(shown.out)
+    assert result["run"] == str(run) and result["steps"] == 3 and set(result) == {
+        "run", "steps", "parameters", "valid", "seconds",
+    }  # fmt: skip
+    assert 4 < result["valid"]["left_to_right"] < 7
+
+
+def test_demo_json(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(out: Path, **_: object) -> Path:
+        out.mkdir()
+        (out / "results.json").write_text('{"summary": {"seed": 0}, "scores": [], "speed": [], "samples": []}')
+        return out / "report.html"
+
+    monkeypatch.setattr(demo, "run", run)
+    shown = run_json(["demo", "--out", str(folder / "demo"), "--json"], capsys)
+    assert shown == {
+        "report": str(folder / "demo" / "report.html"), "summary": {"seed": 0}, "scores": [], "speed": [],
+    }  # fmt: skip
+
+
+def test_one_held_out_text_has_no_standard_error(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "data"), "--texts", "1", "--json"]
+    assert main([*words, "--orders", "left_to_right"]) == 0
+    shown = capsys.readouterr().out
+    assert "NaN" not in shown and json.loads(shown)["scores"][0]["stderr"] is None
+
+
+def test_scores_do_not_depend_on_the_batch_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--model", str(folder / "run"), "--data", str(folder / "data"), "--texts", "5", "--json"]
+    words += ["--orders", "uniform:2,infill,reinsert:4"]
+    one, other = (run_json([*words, "--batch-size", size], capsys)["scores"] for size in ("5", "2"))
+    for a, b in zip(one, other, strict=True):
+        assert a["nats_per_token"] == pytest.approx(b["nats_per_token"], abs=1e-5)
 
 
 def test_resume_of_a_finished_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import armd
+from armd import files
 from armd.data import Document, prepare
 from armd.errors import UserError
 from armd.orders import OrderSchedule
-from armd.presets import PRESETS, tiny
+from armd.presets import PRESETS, tiny, with_steps
 from armd.train import OptimConfig, TrainConfig, TrainingStopped, load_config, state, train
 from armd.train import loop as loops
 from armd.train.config import from_json, to_json
-from armd.train.log import read_metrics
+from armd.train.log import Log, read_metrics
 from armd.train.optim import learning_rate
 
 
@@ -52,7 +54,8 @@ def small(**changes: object) -> TrainConfig:
         "max_steps": 24, "eval_every": 8, "eval_texts": 6, "save_every": 8, "log_every": 1, "precision": "fp32",
         "eval_orders": ("left_to_right", "strided:4", "uniform"),
     }  # fmt: skip
-    return replace(config, **{**fields, **changes})
+    steps: int = changes.pop("max_steps", 24)  # type: ignore[assignment]
+    return replace(with_steps(replace(config, **fields), steps), **changes)
 
 
 def everything(run: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +74,8 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_falls_in_every_order(data: Path, tmp_path: Path, precision: str) -> None:
-    result = train(small(max_steps=120, precision=precision, eval_every=60), data, tmp_path / "run", quiet=True)
+    config = replace(small(max_steps=120), orders=small().orders)
+    result = train(replace(config, precision=precision, eval_every=60), data, tmp_path / "run", quiet=True)
     records = [r for r in read_metrics(tmp_path / "run") if "valid" in r]
     for order, value in result.valid.items():
         assert value < 0.8 * math.log(257) and value < records[0]["valid"][order], order
@@ -101,7 +105,7 @@ def test_interrupted_and_resumed_equals_never_stopped(
 @pytest.mark.timeout(240)
 def test_killed_at_any_moment_and_resumed_equals_never_stopped(data: Path, tmp_path: Path) -> None:
     """SIGKILL, four times, at moments spread over training and saving."""
-    config = small(max_steps=400, save_every=5, eval_every=100)
+    config = replace(small(max_steps=400, save_every=5, eval_every=100), orders=small().orders)
     program = (
         "import sys, json; import torch; torch.set_num_threads(1)\n"
         "from armd.train import train; from armd.train.config import from_json\n"
@@ -155,13 +159,168 @@ def test_not_a_number_stops_with_the_last_good_checkpoint(
     assert all(tensor.isfinite().all() for tensor in everything(tmp_path / "run").values())
 
 
+def test_what_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient, a held-out loss, and a weight, each broken after the first checkpoint."""
+    whole = small()
+    real = loops.train_step
+
+    def breaks(
+        model: armd.Armd, optimiser: torch.optim.Optimizer, tokens: torch.Tensor, step: int, config: TrainConfig
+    ):
+        if step == 9 and kind == "gradient":
+            monkeypatch.setattr(loops, "loss", lambda m, *a: armd.loss(m, *a) + (m.bos * 0).sqrt().sum())
+        done = real(model, optimiser, tokens, step, config)
+        if step == 15 and kind == "weight":
+            model.embed.weight.data[200] = math.inf
+        return done
+
+    monkeypatch.setattr(loops, "train_step", breaks)
+    for kind, config, message in [
+        ("gradient", whole, r"gradient norm is nan at step 10; last good checkpoint: .*step-00000008"),
+        ("weight", replace(whole, eval_every=99), r"largest weight is inf at step 16; .*step-00000008"),
+        ("weight", whole, r"held-out loss of left_to_right is nan at step 16; .*step-00000008"),
+    ]:
+        run = tmp_path / f"{kind}-{config.eval_every}"
+        with pytest.raises(TrainingStopped, match=message):
+            train(config, data, run, quiet=True)
+        monkeypatch.setattr(loops, "loss", armd.loss)
+        assert [c.name for c in state.checkpoints(run)] == ["step-00000008"]
+        assert all(tensor.isfinite().all() for tensor in everything(run).values())
+
+
+def test_a_finished_run_is_published_again(data: Path, tmp_path: Path) -> None:
+    """As if it was killed between its last checkpoint and publishing that."""
+    train(small(), data, tmp_path / "run", quiet=True)
+    published = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    train(small(), data, tmp_path / "run", resume=True, quiet=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == published
+
+
+DAMAGE = {
+    "run.json is damaged or no JSON file": ("run.json", b"{oops"),
+    "run.json is damaged: it holds no JSON object": ("run.json", b"[]"),
+    "run.json is damaged: it holds no config": ("run.json", b'{"config": 3}'),
+    "metrics.jsonl line 2 is damaged": ("metrics.jsonl", b'{"step": 1}\n{oops\n{"step": 2}\n'),
+    "metrics.jsonl line 1 is damaged: no record of a step": ("metrics.jsonl", b"[]\n"),
+    "metrics.jsonl line 1 is damaged: 'utf-8' codec": ("metrics.jsonl", b'"\xff"\n'),
+    "no checkpoint to go on from: {c}/state.json is damaged or": ("checkpoints/step-00000002/state.json", b"{oops"),
+    "{c} is damaged, or was not written by this": ("checkpoints/step-00000002/state.json", b'{"format": 1}'),
+    "{c}/weights.safetensors is damaged, truncated": ("checkpoints/step-00000002/weights.safetensors", b"half"),
+    "{c}/average.safetensors does not match": ("checkpoints/step-00000002/average.safetensors", b""),
+    "{c}/optimiser.safetensors does not belong": ("checkpoints/step-00000002/optimiser.safetensors", b""),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(small(max_steps=2), data, run, quiet=True)
+    return run
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_damaged_run_is_one_line(message: str, data: Path, finished: Path, tmp_path: Path) -> None:
+    run, (name, content) = tmp_path / "run", DAMAGE[message]
+    shutil.copytree(finished, run)
+    (run / name).write_bytes(content) if content else save_file({"0": torch.zeros(1)}, run / name)
+    with pytest.raises(UserError) as caught:
+        train(small(max_steps=2), data, run, resume=True, quiet=True)
+    assert message.format(c=state.checkpoints(run)[0]) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path: Path) -> None:
+    for text in (
+        "{}",
+        '{"config": {}}',
+        '{"config": {"orders": 1}}',
+        '{"config": {"orders": {"rho": 1}, "optim": []}}',
+    ):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(UserError, match=r"run\.json is damaged: it holds no config"):
+            load_config(tmp_path)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small(), data, tmp_path / "whole", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    weights = state.checkpoints(tmp_path / "run")[-1] / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    capsys.readouterr()
+    train(small(), data, tmp_path / "run", resume=True)
+    assert f"{weights} is damaged, truncated or no safetensors file" in capsys.readouterr().err.splitlines()[0]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_metrics_survive_a_kill_while_they_are_read_back(data: Path, tmp_path: Path, monkeypatch) -> None:
+    train(small(max_steps=4), data, tmp_path / "run", quiet=True)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(before + b'{"step": 4, "lo')  # cut off by the kill before
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Log(tmp_path / "run", 4, 4, quiet=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes().startswith(before)
+    monkeypatch.undo()
+    with Log(tmp_path / "run", 4, 4, quiet=True) as log:
+        log.record(step=5, loss=math.nan)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before + b'{"step": 5, "loss": null}\n'
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_while_logging_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No space left"), Log(tmp_path, 0, 1, quiet=True) as log:
+        log._file.close()
+        log._file = Path("/dev/full").open("a")  # noqa: SIM115 (closed by the log)
+        log.record(step=1)
+
+
+def test_what_killed_processes_left_goes(data: Path, tmp_path: Path) -> None:
+    left = tmp_path / "run" / "checkpoints" / "partial-00000099"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.partial").write_text("{")
+    train(small(max_steps=1), data, tmp_path / "run", quiet=True)
+    left.mkdir()
+    state.save(tmp_path / "run", 2, torch.nn.Linear(1, 1), [], torch.optim.AdamW([torch.zeros(1)]), keep=2)
+    names = sorted(p.name for p in (tmp_path / "run").rglob("*"))
+    assert not [n for n in names if "partial" in n]
+
+
+def test_a_validation_does_not_depend_on_the_batch_size(data: Path, tmp_path: Path) -> None:
+    config = small(eval_orders=("left_to_right", "uniform", "infill", "strided:4"))
+    valid = armd.data.TokenDataset(data, "valid", 32)
+    torch.manual_seed(0)
+    model = armd.Armd(config.model)
+    one, other = (loops.validate(model, valid, replace(config, batch_size=size)) for size in (4, 5))
+    assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_a_bad_network_leaves_no_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loops.optim, "build", fails)
+    with pytest.raises(RuntimeError):
+        train(small(), data, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "tpu7", "cuda:99", ""])
+def test_devices_are_cpu_and_cuda(name: str) -> None:
+    with pytest.raises(UserError, match=f"device='{name}'"):
+        loops.pick_device(name)
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writes fail from the second checkpoint on, in the middle of it."""
-    from armd import checkpoint
-
-    real, saved = checkpoint.save_file, []
+    real, saved = files.save_file, []
 
     def full(tensors: object, path: str) -> None:
         saved.append(path)
@@ -170,7 +329,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(UserError, match=r"step 16 could not be saved .*No space left.*step-00000008") as caught:
         train(small(), data, tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)
@@ -196,8 +355,6 @@ def test_a_run_and_its_data_must_fit(data: Path, tmp_path: Path) -> None:
             train(config, source, tmp_path / "run", resume=resume, quiet=True)
     with pytest.raises(UserError, match=r"run.json does not exist"):
         train(small(), data, tmp_path / "new", resume=True, quiet=True)
-    with pytest.raises(UserError, match="one order only"):
-        train(small(architecture="ar"), data, tmp_path / "ar", quiet=True)
 
 
 def test_checkpoints_rotate(data: Path, tmp_path: Path) -> None:
@@ -242,16 +399,54 @@ def test_learning_rates() -> None:
 
 @pytest.mark.parametrize(("field", "value"), [
     ("batch_size", 0), ("max_steps", -1), ("micro_batch_size", 3), ("length", 99), ("precision", "fp8"),
-    ("architecture", "rnn"), ("weighting", "loud"), ("eval_orders", ("spiral",)), ("keep_last", 0),
+    ("architecture", "rnn"), ("weighting", "loud"), ("keep_last", 0), ("seed", -1), ("seed", 2**32),
+    ("seed", 1.5), ("batch_size", "4"), ("eval_orders", "left_to_right"), ("device", None),
 ])  # fmt: skip
 def test_bad_fields_are_named(field: str, value: object) -> None:
-    with pytest.raises(UserError, match=field if field != "eval_orders" else "spiral"):
+    with pytest.raises(UserError, match=f"{field}="):
         small(**{field: value})
 
 
+STREAMS = OrderSchedule(sbp_steps=4, sbp_streams=(1, 2, 5))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"eval_orders": ("spiral",)}, "'spiral' is unknown"),
+    ({"eval_orders": ("strided:5",)}, "eval_orders strided:5: streams=5 does not divide the 32 tokens of a text"),
+    ({"eval_orders": ("reinsert:33",)}, "eval_orders reinsert:33: rho=33 exceeds the 32 tokens"),
+    ({"orders": OrderSchedule(floors={"strided_sequential:3": 0.1})}, "orders.floors strided_sequential:3: streams=3"),
+    ({"orders": STREAMS}, "orders.sbp_streams strided:5: streams=5 does not divide"),
+    ({"orders": OrderSchedule(perm_steps=4, rho=40)}, "orders.rho reinsert:40: rho=40 exceeds the 32"),
+    ({"orders": OrderSchedule(ar_steps=20, sbp_steps=5)}, "ar_steps=20, .*sbp_steps=5 do not fit max_steps=24"),
+    ({"orders": OrderSchedule(perm_steps=20, rho=4, sbp_steps=5)}, "orders.perm_steps=20 .* do not fit max_steps=24"),
+    ({"architecture": "ar"}, "one order only: set --eval-orders"),
+    ({"architecture": "ar", "eval_orders": ("left_to_right",)}, "one order only: set orders.rho"),
+])  # fmt: skip
+def test_orders_that_do_not_fit_the_run_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        small(**changes)
+    assert "\n" not in str(caught.value)
+    small(orders=replace(STREAMS, sbp_steps=0))  # what is never drawn need not fit
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("steps", [1, 7, 100, 999])
+def test_a_preset_in_fewer_steps_keeps_its_shape(name: str, steps: int) -> None:
+    whole = PRESETS[name](257, 256)
+    short = with_steps(whole, steps)
+    for phase in ("ar_steps", "perm_steps", "sbp_steps"):
+        share = getattr(whole.orders, phase) / whole.max_steps
+        assert getattr(short.orders, phase) == pytest.approx(share * steps, abs=1)
+
+
 @pytest.mark.parametrize(
-    "fields", [{"lr": 0.0}, {"schedule": "zigzag"}, {"ema": 1.0}, {"grad_clip": 0.0}, {"warmup_steps": -1}]
-)
+    "fields",
+    [
+        {"lr": 0.0}, {"schedule": "zigzag"}, {"ema": 1.0}, {"grad_clip": 0.0}, {"warmup_steps": -1}, {"lr": math.nan},
+        {"weight_decay": math.inf}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"warmup_steps": 2.5},
+        {"grad_clip": "1"},
+    ],
+)  # fmt: skip
 def test_bad_optimiser_fields_are_named(fields: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"optim.{next(iter(fields))}="):
         OptimConfig(**fields)

@@ -44,12 +44,18 @@ def test_equation_1_equals_equation_2_in_expectation() -> None:
 
 
 def test_equation_1_weight_is_the_chance_to_be_unmasked() -> None:
-    """(alpha^{t-1} - alpha^t) / (1 - alpha^t) with alpha^t = 1 - t / T, by counting draws."""
-    steps = 5
+    """`mdm_loss` is the NLL of all masked tokens given the others, times that chance, counted over draws of tau."""
+    model, steps = make_model(vocab_size=V), 5
+    text, tau = torch.tensor([[2, 0, 1, 1]]), torch.tensor([[4, 1, 5, 2]])
     for t in range(1, steps + 1):
-        masked_at_t = [tau for tau in range(1, steps + 1) if tau <= t]
-        unmasked_before = [tau for tau in masked_at_t if tau > t - 1]
-        assert 1 / t == pytest.approx(len(unmasked_before) / len(masked_at_t))
+        masked = tau <= t
+        with torch.no_grad():
+            log_probs = model(text, Order.from_masking_times((~masked).long())).log_softmax(-1)
+            value = mdm_loss(model, text, tau, t, steps).item()
+        nats = -log_probs.gather(2, text[..., None])[..., 0][masked].sum().item()
+        masked_at_t = [draw for draw in range(1, steps + 1) if draw <= t]
+        unmasked_before = [draw for draw in masked_at_t if draw > t - 1]
+        assert value == pytest.approx(nats * len(unmasked_before) / len(masked_at_t), rel=1e-5) and value > 0
 
 
 def test_nll_equals_cross_entropy_of_logits() -> None:

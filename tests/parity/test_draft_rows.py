@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,19 +20,20 @@ def draft_order(batch: int, length: int, streams: int) -> Order:
     return Order(Order.strided(batch, length, streams).positions, torch.arange(length).expand(batch, -1) // streams)
 
 
-class Rereader(Writer):
-    """An exact writer that writes a given text, and finds every draft right."""
+class Rereading:
+    """A check that finds every draft right and chooses the tokens of a given text."""
 
-    text: torch.Tensor
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
+    def __init__(self, writer: Writer, text: torch.Tensor) -> None:
+        self.writer, self.text, self.check = writer, text, writer.check
         self.met: list[tuple[int, int, torch.Tensor]] = []  # first rank, frontier, logits
 
-    def _check_noise(self, logits, positions, drafts, tested):  # type: ignore[no-untyped-def]
-        self.met.append((int(self.done[0]), int(self.frontier[0]), logits))
-        _, _, report = super()._check_noise(logits, positions, drafts, tested)
-        return self.text.gather(1, positions), tested.sum(dim=1), report
+    def __call__(self, logits, samples, positions, drafts, tested, age):  # type: ignore[no-untyped-def]
+        self.met.append((int(self.writer.done[0]), int(self.writer.frontier[0]), logits))
+        verdict = self.check(logits, samples, positions, drafts, tested, age)
+        return replace(verdict, chosen=self.text.gather(1, positions), run=tested.sum(dim=1))
+
+    def keep(self, rows: torch.Tensor) -> None:
+        pass
 
 
 @pytest.mark.parametrize("two_stream", [1, 2, 3])
@@ -38,8 +41,8 @@ class Rereader(Writer):
 def test_equal_those_of_cached_decoding(query: str, two_stream: int) -> None:
     model = make_model(query=query, num_two_stream_layers=two_stream)
     text = torch.randint(0, 11, (B, N), generator=torch.Generator().manual_seed(0))
-    writer = Rereader(model, make_request(model, length=N, streams=S, batch_size=B), B)
-    writer.text = text
+    writer = Writer(model, make_request(model, length=N, streams=S, batch_size=B), B)
+    writer.check = reread = Rereading(writer, text)
     while writer.make_room():
         writer.step()
     order = draft_order(B, N, S)
@@ -47,7 +50,7 @@ def test_equal_those_of_cached_decoding(query: str, two_stream: int) -> None:
         checked, drafted = (rows @ model.head_weight.T for rows in model.draft_rows(text, order))
         torch.testing.assert_close(model.hidden(text, order.sequential()) @ model.head_weight.T, checked)
     seen = set()
-    for done, frontier, logits in writer.met:
+    for done, frontier, logits in reread.met:
         exact = min(frontier + 1, N) - done
         torch.testing.assert_close(logits[:, :exact], checked[:, done : done + exact], rtol=0, atol=2e-5)
         if frontier % S == 0 and frontier < N:

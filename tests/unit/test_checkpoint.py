@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import armd
-from armd import Autoregressive, Order, UserError
+from armd import Autoregressive, Order, UserError, files
 from armd.data import get_tokenizer
-from conftest import QUERIES, make_model
+from armd.files import json_text
+from conftest import QUERIES, make_config, make_model, remade
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -65,7 +69,16 @@ DAMAGE = {
     "wrong fields: surprise": change_config(surprise=1),
     "wrong fields: query": change_config(query="drop"),
     "is invalid: hidden_size=0": change_config(hidden_size=0),
-    "config.json is invalid": change_config(hidden_size="big"),
+    "hidden_size=True must be an integer": change_config(hidden_size=True),
+    "hidden_size=1000000000000 must be at least 1 and at most 65536": change_config(hidden_size=10**12),
+    "num_hidden_layers=1000000000 must be": change_config(num_hidden_layers=10**9),
+    "rope_theta=inf must be a finite number": change_config(rope_theta=float("inf")),
+    "dropout=nan must be a finite number": change_config(dropout=float("nan")),
+    "embed.weight has shape (11, 16), config.json says (9999999, 16)": change_config(vocab_size=9999999),
+    "this version of armd": change_config(architecture=["armd"]),
+    "it holds no JSON object": lambda f: (f / "config.json").write_text("[]"),
+    "is damaged or no JSON file": lambda f: (f / "config.json").write_text("[" * 100_000),
+    "damaged or no JSON": lambda f: (f / "config.json").write_text("1" * 5000),
     "model.safetensors does not exist": lambda f: (f / "model.safetensors").unlink(),
     "is damaged, truncated or no safetensors file": truncate,
     "truncated or no safetensors": lambda f: (f / "model.safetensors").write_bytes(b""),
@@ -87,11 +100,75 @@ def test_damage_is_refused(message: str, tmp_path: Path) -> None:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("field", "value", "wanted"), [
+    ("hidden_size", "big", "an integer"), ("hidden_size", 16.0, "an integer"), ("hidden_size", True, "an integer"),
+    ("qk_norm", 1, "true or false"), ("norm", ["rmsnorm"], "a string"), ("eos_token_id", 1.5, "an integer or none"),
+    ("rope_theta", 10**400, "a finite number"), ("rope_theta", None, "a finite number"),
+])  # fmt: skip
+def test_a_field_holds_what_its_annotation_says(field: str, value: object, wanted: str) -> None:
+    with pytest.raises(UserError, match=rf"^{field}=.* must be {wanted}$"):
+        remade(make_config(), **{field: value})
+
+
 def test_missing_folder_and_unfitting_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist"):
         armd.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="257 tokens but the model only 11"):
         armd.save(make_model(), tmp_path / "m", tokenizer=get_tokenizer("byte"))
+
+
+def test_what_is_not_ours_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model is a Linear and cannot be saved; it must be one of Armd, Autoreg"):
+        armd.save(torch.nn.Linear(2, 2), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_tokenizer_of_another_model_does_not_stay(tmp_path: Path) -> None:
+    armd.save(make_model(vocab_size=257), tmp_path, tokenizer=get_tokenizer("byte"))
+    armd.save(make_model(), tmp_path)
+    assert armd.load(tmp_path)[1] is None
+
+
+def test_a_shape_too_large_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    armd.save(make_model(), tmp_path)
+    change_config(vocab_size=2**24)(tmp_path)
+    monkeypatch.setattr(torch.nn.Embedding, "__init__", on_meta(torch.nn.Embedding.__init__))
+    with pytest.raises(UserError, match=r"embed\.weight has shape"):
+        armd.load(tmp_path)
+
+
+def on_meta(make):
+    def check(*args: object, **options: object) -> None:
+        make(*args, **options)
+        assert args[0].weight.is_meta
+
+    return check
+
+
+@pytest.mark.parametrize("place", ["file/m", "file", "/dev/null/m", "x" * 300, "/proc/m"])
+def test_an_impossible_folder_is_one_line(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write") as caught:
+        armd.save(make_model(), tmp_path / place)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from armd.files import write_atomically\n"
+        "def dies(path): path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(Path(sys.argv[1]), dies)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, tmp_path / "config.json"]).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 1
+    armd.save(make_model(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_json_has_no_nan() -> None:
+    values = {"a": [1.5, math.nan, (math.inf,)], "b": {"c": -math.inf, "d": "NaN", "e": True}}
+    text = '{"a": [1.5, null, [null]], "b": {"c": null, "d": "NaN", "e": true}}'
+    assert json_text(values) == text
 
 
 def test_a_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +179,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(armd.checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(UserError, match="No space left on device"):
         armd.save(make_model(seed=5), tmp_path)
     loaded, _ = armd.load(tmp_path)

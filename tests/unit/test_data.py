@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import lzma
+import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -27,6 +31,7 @@ from armd.data import (
 )
 from armd.errors import UserError
 
+preparing, sources = sys.modules["armd.data.prepare"], sys.modules["armd.data.sources"]  # `prepare` names the function
 TEXTS = [f"Chapter {i}.\n" + "The quick brown fox jumps over the lazy dog. " * (i + 3) for i in range(30)]
 CORPUS = [Document(f"doc{i}", text) for i, text in enumerate(TEXTS)]
 BYTE = get_tokenizer("byte")
@@ -250,6 +255,27 @@ def test_small_corpora_still_get_a_held_out_part(tmp_path: Path) -> None:
     assert (apart.splits["train"].documents, apart.splits["valid"].documents) == (5, 2)
 
 
+def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mount point or the current folder, so it is never replaced; what a killed process left in it goes."""
+    (tmp_path / "here" / ".partial").mkdir(parents=True)
+    (tmp_path / "here" / ".partial" / "train-00007.bin").write_text("")
+    node = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match="held_out"):
+        make(Path(), held_out=2.0)
+    make(Path())
+    names = ["manifest.json", "tokenizer.json", "train-00000.bin", "valid-00000.bin"]
+    assert sorted(p.name for p in Path().iterdir()) == names and (tmp_path / "here").stat().st_ino == node
+
+
+@pytest.mark.parametrize("place", ["file/d", "file", "x" * 300, "/proc/d"])
+def test_an_impossible_folder_is_one_line(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write|is not empty") as caught:
+        make(tmp_path / place)
+    assert "\n" not in str(caught.value)
+
+
 def test_prepare_leaves_nothing_half_made(tmp_path: Path) -> None:
     def fails() -> object:
         yield CORPUS[0]
@@ -270,6 +296,124 @@ def test_prepare_leaves_nothing_half_made(tmp_path: Path) -> None:
         make(tmp_path / "out")
 
 
+# ---- long documents --------------------------------------------------------------------------------------------------
+
+
+def ids_of(folder: Path) -> np.ndarray:
+    """All tokens of a prepared folder, training part first."""
+    dtype = Manifest.load(folder).dtype
+    return np.concatenate(
+        [np.fromfile(p, dtype) for name in ("train", "valid") for p in sorted(folder.glob(f"{name}-*"))]
+    )
+
+
+def long_text(megabytes: float) -> str:
+    """Real prose and code, every Python has it, with long runs of white space and of none."""
+    text = "".join(d.text for d in python_documents())[: int(megabytes * 2**20)]
+    return text[: len(text) // 2] + " \n\t\n  \u2003é" * 500 + "x" * 3000 + text[len(text) // 2 :]
+
+
+@pytest.mark.parametrize("size", [997, 4096, 2**16])
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe", "gpt2", "bert-base-uncased"])
+def test_ids_of_pieces_are_those_of_the_whole(
+    tokenizer: str, size: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    known = {"byte": BYTE, "bpe": BPE}
+    codec = (
+        known[tokenizer] if tokenizer in known else get_tokenizer(tokenizer, None, request.getfixturevalue("shared"))
+    )
+    monkeypatch.setattr(preparing, "PIECE_CHARACTERS", size)
+    texts = [long_text(0.25), "\n" * 3 * size + "word", "a b" * size, "no\n" * size, ""]
+    if tokenizer != "byte":  # whose tokens know no words, so that any cut will do
+        texts = [text for text in texts if not re.search(rf"\S{{{size // 2}}}|\s{{{size // 2}}}", text)]
+    for text in texts:
+        cut = list(preparing.pieces([Document("d", text)]))
+        assert "".join(p.text for p in cut) == text and [p.last for p in cut] == [False] * (len(cut) - 1) + [True]
+        assert all(len(p.text) <= size for p in cut) and [p.start for p in cut] == [
+            0,
+            *np.cumsum([len(p.text) for p in cut])[:-1],
+        ]
+        assert [i for p in cut for i in codec.encode(p.text)] == codec.encode(text)
+
+
+def test_ids_of_real_books_are_those_of_the_whole(shared: Path, tmp_path: Path) -> None:
+    books = "\n".join(d.text for d in itertools.islice(documents([shared / "english-novels" / "subset20.tar.xz"]), 12))
+    assert len(books) > 3 * 2**20
+    codec = get_tokenizer("gpt2", None, shared)
+    cut = list(preparing.pieces([Document("books", books)]))
+    assert len(cut) > 3 and np.array_equal(np.concatenate([codec.encode(p.text) for p in cut]), codec.encode(books))
+
+
+def test_where_a_document_is_cut_depends_on_its_text_alone(tmp_path: Path) -> None:
+    text = "\ufeff" + "Zeile é\r\nline \r\r\nlast " * 150_000
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(text.encode(), preset=0))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(tmp_path / "a.txt", "a.txt")
+    wanted = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    whole = [(p.text, p.start, p.last) for p in preparing.pieces([Document("a.txt", wanted)])]
+    assert len(whole) > 2
+    for name in ("a.txt", "a.txt.xz", "a.tar"):
+        parts = list(documents([tmp_path / name]))
+        assert len(parts) > 2 and "".join(p.text for p in parts) == wanted
+        assert [(p.text, p.start, p.last) for p in preparing.pieces(parts)] == whole
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"a" * 2**20 + b"\0", f"a NUL byte at offset {2**20}"),
+    (b"a" * (2**20 - 1) + "é".encode() + b"\xff", f"(byte {2**20 + 1})"),
+    (b"\r" * 2**20 + b" " * 2**20, "is empty"), (b"a" * 2**20 + b"\xc3", f"(byte {2**20})"),
+])  # fmt: skip
+def test_a_bad_byte_of_a_long_file_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        list(documents([tmp_path / "a.txt"]))
+    assert message in str(caught.value)
+
+
+def test_a_long_document_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pieces go the same way, end once, and the last part of an only document is held out as ever."""
+    whole = [make(tmp_path / f"whole-{n}", CORPUS[:n]) for n in (30, 1)]
+    monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 1500)
+    parts = [make(tmp_path / f"parts-{n}", CORPUS[:n]) for n in (30, 1)]
+    assert whole == parts
+    for n in (30, 1):
+        assert np.array_equal(ids_of(tmp_path / f"whole-{n}"), ids_of(tmp_path / f"parts-{n}"))
+    for size in (7, 64, 300):
+        monkeypatch.setattr(preparing, "PIECE_CHARACTERS", size)
+        only = make(tmp_path / f"only-{size}", CORPUS[20:21], held_out=0.1)
+        assert only.splits["train"].documents == only.splits["valid"].documents == 1
+        text = BYTE.decode(ids_of(tmp_path / f"only-{size}").tolist())
+        assert text == TEXTS[20] and only.splits["valid"].bytes == pytest.approx(len(text) * 0.1, abs=2)
+
+
+def test_wikitext_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    article = " = Title = \n \n text of it \n"
+    (tmp_path / "wiki.train.raw").write_text(article * 9)
+    (tmp_path / "ptb.train.txt").write_text(" one sentence \n another \n" * 9)
+    monkeypatch.setattr(sources, "PART_BYTES", 7)
+    assert [d.text for d in named_documents("wikitext", data_dir=tmp_path)] == [article] * 9
+    sentences = list(named_documents("ptb", data_dir=tmp_path))
+    assert [d.text for d in sentences] == ["one sentence", "another"] * 9
+    assert sentences[-1].name == "ptb.train.txt:18" and all(d.last for d in sentences)
+
+
+@pytest.mark.timeout(280)
+def test_memory_does_not_grow_with_a_document(tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from armd.data import documents, prepare\n"
+        "prepare(lambda: documents([sys.argv[1]]), 'byte', sys.argv[2], progress=False)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    def peak(megabytes: int) -> int:
+        (tmp_path / "text.txt").write_text("All work and no play makes Jack a dull boy.\n" * (megabytes * 23_301))
+        words = [sys.executable, "-c", program, tmp_path / "text.txt", tmp_path / f"out{megabytes}"]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout) // 1024
+
+    assert peak(30) - peak(3) < 40  # MiB; a document held whole costs more than that a megabyte
+
+
 # ---- windows ---------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +422,7 @@ def test_an_epoch_visits_every_window_once(tmp_path: Path) -> None:
     make(tmp_path / "d", shard_tokens=700)
     dataset = TokenDataset(tmp_path / "d", "train", 64)
     T = dataset.tokens
-    dataset._shards = list(np.split(np.arange(T), dataset._ends[:-1]))
+    dataset._shards, dataset.vocab_size = list(np.split(np.arange(T), dataset._ends[:-1])), T
     windows = T // 64
     batches = torch.cat([dataset.batch(step, 4, seed=5) for step in range(windows // 4 + 1)])[:windows]
     assert ((batches.diff(dim=1) % T) == 1).all()  # windows straddle shards, and the end, without a seam
@@ -294,6 +438,45 @@ def test_a_window_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
         assert torch.equal(one.batch(step, 3, seed=1), other.batch(step, 3, seed=1))
     assert not torch.equal(one.batch(0, 3, seed=1), one.batch(0, 3, seed=2))
     assert one.eval_batch(1, 2).shape == (2, 32) and one.eval_windows() == one.tokens // 32
+
+
+MANIFESTS = {
+    "vocab_size='257' must be an integer": lambda m: m.update(vocab_size="257"),
+    "eos_id=999 of vocab_size=257": lambda m: m.update(eos_id=999),
+    "dtype='int8'": lambda m: m.update(dtype="int8"),
+    "tokens are not those of its shards": lambda m: m["splits"]["train"].update(tokens=9),
+    "bytes='1' must be an integer": lambda m: m["splits"]["train"].update(bytes="1"),
+    "sha256=None must be a string": lambda m: m["splits"]["valid"]["shards"][0].update(sha256=None),
+    "shard '../x' of": lambda m: m["splits"]["valid"]["shards"][0].update(file="../x"),
+    "has no attribute": lambda m: m.update(splits=[]),
+    "unexpected keyword": lambda m: m.update(surprise=1),
+}
+
+
+@pytest.mark.parametrize("message", MANIFESTS)
+def test_a_damaged_manifest_is_one_line(message: str, tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    values = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    MANIFESTS[message](values)
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as caught:
+        Manifest.load(tmp_path / "d")
+    assert message in str(caught.value) and "prepare the data again" in str(caught.value)
+
+
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    shard = tmp_path / "d" / "valid-00000.bin"
+    raw = bytearray(shard.read_bytes())
+    raw[21] = 200
+    shard.write_bytes(raw)
+    dataset = TokenDataset(tmp_path / "d", "valid", 8)
+    dataset.eval_batch(0, 1)
+    with pytest.raises(UserError, match=r"tokens 8..15 of .* hold id 51\d\d\d, above the vocabulary of 257"):
+        dataset.eval_batch(1, 1)
+    dataset.verify(most=dataset.tokens - 1)  # larger than what is hashed
+    with pytest.raises(UserError, match="was changed"):
+        dataset.verify()
 
 
 def test_damaged_data_is_named(tmp_path: Path) -> None:

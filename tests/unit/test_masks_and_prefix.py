@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from armd import Order
+from armd import Order, generate
 from armd.masks import HIDDEN, Visibility, causal, dense, flex, strictly_causal
 from armd.prefix import PREFIXES
 from conftest import ORDERS, QUERIES, make_model
@@ -58,6 +58,21 @@ def test_padding_rows_are_seen_by_no_real_row() -> None:
     assert not dense(causal, torch.tensor([[0, 5, 10**6]]), keys)[..., 2].any()
 
 
+def test_dropout_of_attention_takes_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention, which `of_blocks` may choose on a GPU, knows no dropout."""
+    model, order, chosen = make_model(dropout=0.1), Order.strided(2, 12, 4), []
+    tokens, of_blocks = torch.randint(0, 11, (2, 12)), Visibility.of_blocks
+    monkeypatch.setattr(Visibility, "of_blocks", lambda *blocks: chosen.append(blocks) or of_blocks(*blocks))
+    model.train()(tokens, order)
+    assert not chosen
+    evaluated = model.eval()(tokens, order)
+    assert len(chosen) == 1
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_: x)
+    for layer in model.layers:
+        layer.dropout = 0.0
+    torch.testing.assert_close(model.train()(tokens, order), evaluated)  # the same masks
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # compiled on a GPU only
 @pytest.mark.parametrize("see", [causal, strictly_causal])
 def test_flex_rendering_equals_dense(see: object) -> None:
@@ -87,6 +102,15 @@ def test_training_form_equals_decoding_form(query: str, order_name: str) -> None
         so_far = torch.where(known[..., None], table, 0.0)
         one = model.prefix.at(so_far, torch.where(known, ranks, HIDDEN), torch.tensor([[slot]]), rank)
         torch.testing.assert_close(one[:, 0], whole[:, slot - 1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("streams", [1, 4])
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_full_context_is_decoded(query: str, streams: int) -> None:
+    """The longest text there is: the cache's row for padding comes on top."""
+    model = make_model(query=query)
+    out = generate(model, length=model.config.max_position_embeddings, streams=streams)
+    assert out.tokens.shape == (1, 24)
 
 
 def test_kernel_starts_as_sharp_delays() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from armd import Family, Order, OrderSchedule, UserError
 from armd.orders import FAMILIES, TAKES_ARGUMENT, generator
+from conftest import remade
 
 
 def test_strided_is_the_papers_example() -> None:
@@ -107,6 +111,29 @@ def test_invalid_orders_are_refused(positions: list[list[int]], blocks: list[lis
         Order(torch.tensor(positions, dtype=torch.long), torch.tensor(blocks, dtype=torch.long))
 
 
+LONG = torch.zeros(1, 1, dtype=torch.long)
+
+
+@pytest.mark.parametrize(("positions", "blocks", "message"), [
+    ([[0]], LONG, "positions must be a tensor of shape .*, not a list"),
+    (LONG, LONG[0], r"blocks must be a tensor of shape \(batch, length\), not \(1,\)"),
+    (LONG.float(), LONG, r"positions are torch.float32; they must be torch.int64"),
+    (LONG, LONG.int(), r"blocks are torch.int32; they must be torch.int64"),
+])  # fmt: skip
+def test_what_is_no_order_is_refused(positions: object, blocks: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        remade(Order(LONG, LONG), positions=positions, blocks=blocks)
+
+
+@pytest.mark.parametrize(("tau", "message"), [
+    (torch.zeros(3), r"tau must be a tensor of shape \(batch, length\), not \(3,\)"), ([[1, 2]], "not a list"),
+    (torch.tensor([[1.0, math.nan]]), "tau holds NaN"),
+])  # fmt: skip
+def test_what_are_no_masking_times_is_refused(tau: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        inspect.unwrap(Order.from_masking_times.__func__)(Order, tau)
+
+
 def test_bad_sizes_are_named() -> None:
     for call, message in [
         (lambda: Order.left_to_right(0, 4), "batch=0"),
@@ -126,6 +153,24 @@ def test_family_names() -> None:
     for text in ("spiral", "strided", "uniform:3", "reinsert:x", "reinsert:0"):
         with pytest.raises(UserError, match=text.partition(":")[0]):
             Family.parse(text)
+
+
+def test_the_order_of_a_text_does_not_depend_on_its_batch() -> None:
+    for name in FAMILIES:
+        family = Family(name, 4 if name in TAKES_ARGUMENT else 0)
+        batch = family.orders(12, [generator(0, i) for i in range(5)])
+        alone = family.orders(12, [generator(0, 3)])
+        assert torch.equal(batch.positions[3:4], alone.positions) and torch.equal(batch.blocks[3:4], alone.blocks)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("reinsert:13", "floors reinsert:13: rho=13 exceeds the 12 tokens of a text"), ("subset:99", "rho=99 exceeds"),
+    ("strided:5", "streams=5 does not divide the 12 tokens"), ("strided_sequential:24", "streams=24 does not divide"),
+])  # fmt: skip
+def test_an_argument_must_fit_the_text(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Family.parse(name).check(12, "floors")
+    Family.parse(f"{name.partition(':')[0]}:12").check(12)
 
 
 # ---- schedules -------------------------------------------------------------------------------------------------------
@@ -169,8 +214,15 @@ def test_floors_hold_in_every_phase() -> None:
 @pytest.mark.parametrize(("fields", "message"), [
     ({"ar_steps": -1}, "ar_steps=-1"), ({"ar_steps": 9, "perm_steps": 3, "rho": 2}, "perm_steps=3"),
     ({"shuffle": "riffle"}, "shuffle='riffle'"), ({"sbp_streams": ()}, "sbp_streams"),
+    ({"floors": {"uniform": math.nan}}, "floors"),
     ({"floors": {"uniform": 0.7, "infill": 0.5}}, "floors"), ({"floors": {"spiral": 0.1}}, "spiral"),
 ])  # fmt: skip
 def test_bad_schedules_are_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         OrderSchedule(**fields)
+
+
+@pytest.mark.parametrize(("field", "value"), [("rho", 2.5), ("sbp_streams", (2, "x")), ("floors", {"uniform": "half"})])
+def test_schedule_fields_of_the_wrong_type_are_named(field: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"{field}="):
+        remade(OrderSchedule(), **{field: value})

@@ -14,6 +14,9 @@ from torch import Tensor
 from armd.data.prepare import Manifest
 from armd.errors import UserError
 
+VERIFY_TOKENS = 2**28
+"""Splits up to this size are hashed when a run starts: seconds. Of larger ones only the sizes are checked."""
+
 
 class TokenDataset:
     """Texts of `length` tokens, cut from one split of a prepared folder.
@@ -82,12 +85,13 @@ class TokenDataset:
             )
         return torch.from_numpy(np.stack([self._read(i * self.length) for i in range(start, start + count)]))
 
-    def verify(self) -> None:
-        """Compare every shard with its hash in the manifest."""
-        for shard in self._manifest.shards:
+    def verify(self, most: int = VERIFY_TOKENS) -> None:
+        """Compare every shard with its hash in the manifest; a split of more than `most` tokens would take too long."""
+        for shard in self._manifest.shards if self.tokens <= most else ():
             path = self.folder / shard.file
-            if hashlib.sha256(path.read_bytes()).hexdigest() != shard.sha256:
-                raise UserError(f"shard {path} was changed since it was made; prepare the data again")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    raise UserError(f"shard {path} was changed since it was made; prepare the data again")
 
     def _read(self, start: int) -> np.ndarray:
         """`length` tokens of the ring from `start`."""
@@ -98,7 +102,11 @@ class TokenDataset:
             first = int(self._ends[shard]) - len(self._shards[shard])
             parts.append(self._shards[shard][start - first : start - first + missing])
             start, missing = start + len(parts[-1]), missing - len(parts[-1])
-        return np.concatenate(parts).astype(np.int64)
+        ids = np.concatenate(parts).astype(np.int64)
+        if ids.max() >= self.vocab_size:
+            ring = f"tokens {start - self.length}..{start - 1} of {self.folder} {self.split}"
+            raise UserError(f"{ring} hold id {ids.max()}, above the vocabulary of {self.vocab_size}: prepare it again")
+        return ids
 
 
 @lru_cache(maxsize=4)

@@ -1,9 +1,11 @@
-"""Where text comes from: files, folders, globs, archives, named data sets. One document at a time, never a corpus."""
+"""Where text comes from: files, folders, globs, archives, named data sets. A part at a time, never a corpus."""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import gzip
+import io
 import json
 import lzma
 import re
@@ -20,15 +22,17 @@ from armd.errors import UserError
 SKIPPED_FOLDERS = {"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
 ARCHIVES = (".tar", ".tar.gz", ".tar.xz", ".tgz", ".txz")
 CUT = (tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
+PART_BYTES = 2**20
 DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A named text."""
+    """A named text. That of a long file comes in parts, one right after the other, of which only the last is `last`."""
 
     name: str
     text: str
+    last: bool = True
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -39,6 +43,7 @@ def documents(inputs: Sequence[str | Path]) -> Iterator[Document]:
 
     A text file is one document; so is a line of .jsonl (field `text`), a row of .parquet (column `text`) and a text
     member of a .tar. All but .parquet may be compressed as .gz or .xz. UTF-8, with or without BOM; CRLF becomes LF.
+    A text file or member of more than a megabyte comes in parts.
 
     Raises:
         UserError: a path does not exist or a glob matches nothing; a file is empty, binary, not UTF-8 or damaged.
@@ -118,19 +123,38 @@ def _stream(file: IO[bytes], source: str, name: str) -> Iterator[Document]:
     if ".jsonl" in _ending(name):
         yield from _jsonl(file, source, name)
     else:
-        yield Document(name, _decode(file.read(), source))
+        held: str | None = None
+        for text in _parts(file, source):
+            if held is not None:
+                yield Document(name, held, last=False)
+            held = text
+        if held is not None:
+            yield Document(name, held)
 
 
-def _decode(raw: bytes, source: str) -> str:
-    if b"\0" in raw:
-        raise UserError(f"{source} is a binary file (a NUL byte at offset {raw.index(0)}); give text")
-    try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
-    if not text.strip():
+def _parts(file: IO[bytes], source: str) -> Iterator[str]:
+    """The text of a file, about a megabyte at a time."""
+    decoder, read, blank = codecs.getincrementaldecoder("utf-8")(), 0, True
+    raw = None
+    while raw != b"":
+        raw = file.read(PART_BYTES)
+        while raw.endswith(b"\r") and (more := file.read(1)):  # so that a CRLF is never cut
+            raw += more
+        if b"\0" in raw:
+            raise UserError(f"{source} is a binary file (a NUL byte at offset {read + raw.index(0)}); give text")
+        cut = len(decoder.getstate()[0])  # bytes of a character whose end was not read yet
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            place = read - cut + error.start
+            raise UserError(f"{source} is not UTF-8 (byte {place}); convert it, for example with iconv") from None
+        text = (text if read else text.removeprefix("\ufeff")).replace("\r\n", "\n")
+        read += len(raw)
+        blank = blank and not text.strip()
+        if text:
+            yield text
+    if blank:
         raise UserError(f"{source} is empty")
-    return text.replace("\r\n", "\n")
 
 
 def _jsonl(file: IO[bytes], source: str, name: str) -> Iterator[Document]:
@@ -140,7 +164,7 @@ def _jsonl(file: IO[bytes], source: str, name: str) -> Iterator[Document]:
             continue
         found = True
         try:
-            text = json.loads(_decode(line, f"{source} line {number}"))["text"]
+            text = json.loads("".join(_parts(io.BytesIO(line), f"{source} line {number}")))["text"]
             text.encode()  # an escape such as \ud800 alone is no character
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError, UnicodeEncodeError):
             raise UserError(f'{source} line {number} is no JSON object with a valid string "text"') from None
@@ -255,6 +279,8 @@ NAMED: dict[str, NamedSet] = {
     "text8": NamedSet("afmck/text8", None, "text", "file", {"train": ("text8*",)}),
 }
 
+NAMED["wikitext"] = NAMED["wikitext103"]
+
 
 def named_documents(name: str, split: str = "train", data_dir: str | Path | None = None) -> Iterator[Document]:
     """A data set by name: from files in `data_dir`, or through Hugging Face `datasets` where there is a network.
@@ -273,23 +299,34 @@ def named_documents(name: str, split: str = "train", data_dir: str | Path | None
         raise UserError(f"data set {name} has no split {split!r} in files; it has {', '.join(known.files)}")
     for pattern in known.files[split]:
         matches = sorted(Path(data_dir).glob(pattern))
-        for document in documents(matches) if matches else ():
-            yield from _divide(document, known.unit)
         if matches:
+            yield from _divide(documents(matches), known.unit)
             return
     raise UserError(f"data_dir {data_dir} holds no {' or '.join(known.files[split])} for {name} {split}")
 
 
-def _divide(document: Document, unit: str) -> Iterator[Document]:
-    """A file of a named set as documents of its unit; a record of .jsonl or .parquet is one already."""
-    if unit == "file" or re.search(r":\d+$", document.name):
-        yield document
+def _divide(found: Iterator[Document], unit: str) -> Iterator[Document]:
+    """Files of a named set as documents of its unit; a record of .jsonl or .parquet is one already."""
+    if unit == "file":
+        yield from found
     elif unit == "article":
-        yield from _articles(document.text.splitlines(keepends=True))
+        yield from _articles(line.text for line in _lines(found))
     else:
-        for number, line in enumerate(document.text.splitlines(), 1):
-            if line.strip():
-                yield Document(f"{document.name}:{number}", line.strip())
+        yield from (Document(line.name, line.text.strip()) for line in _lines(found) if line.text.strip())
+
+
+def _lines(found: Iterator[Document]) -> Iterator[Document]:
+    """The lines of files, which may come in parts; a record stays whole."""
+    number, rest = 0, ""
+    for document in found:
+        if re.search(r":\d+$", document.name):
+            yield document
+            continue
+        lines = (rest + document.text).splitlines(keepends=True)
+        rest = "" if document.last else lines.pop()  # it may go on in the next part
+        for number, line in enumerate(lines, number + 1):  # noqa: B020 (counts on)
+            yield Document(f"{document.name}:{number}", line)
+        number = 0 if document.last else number
 
 
 def _articles(lines: Iterable[str]) -> Iterator[Document]:

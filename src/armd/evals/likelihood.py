@@ -100,15 +100,20 @@ def _batches(dataset: TokenDataset, texts: int, batch_size: int) -> Iterator[tup
         yield start, dataset.eval_batch(start, min(batch_size, texts - start))
 
 
+def _draws(tokens: Tensor, start: int, seed: int) -> list[torch.Generator]:
+    """One generator a text, so that its orders depend on seed and place in the split, not on the batch."""
+    return [generator(seed, text) for text in range(start, start + len(tokens))]
+
+
 @torch.inference_mode()
 def _uniform(model: Transformer, tokens: Tensor, draws: int, start: int, seed: int) -> tuple[Tensor, Tensor]:
-    average = any_order_nll(model, tokens.to(model.device), draws, generator=generator(seed, start))
+    average = any_order_nll(model, tokens.to(model.device), draws, generator=_draws(tokens, start, seed))
     return average.mean.cpu(), average.iwae.cpu()
 
 
 @torch.inference_mode()
 def _fixed(model: Transformer, tokens: Tensor, family: Family, sequential: bool, start: int, seed: int) -> Tensor:
-    order: Order = family.order(len(tokens), tokens.shape[1], generator(seed, start))
+    order: Order = family.orders(tokens.shape[1], _draws(tokens, start, seed))
     return nll(model, tokens.to(model.device), order.sequential() if sequential else order).double().sum(dim=1).cpu()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from armd.errors import UserError
+from armd.fields import check_types
 from armd.model import ArmdConfig
 from armd.objective import WEIGHTINGS
 from armd.orders import Family, OrderSchedule
@@ -37,10 +38,13 @@ class OptimConfig:
     """Decay of the exponential moving average of the weights that is published; 0 publishes the weights themselves."""
 
     def __post_init__(self) -> None:
+        check_types(self, "optim.")
         if self.schedule not in ("cosine", "wsd", "constant"):
             raise UserError(f"optim.schedule={self.schedule!r} must be cosine, wsd or constant")
         if self.lr <= 0 or self.grad_clip <= 0:
             raise UserError(f"optim.lr={self.lr} and optim.grad_clip={self.grad_clip} must be above 0")
+        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
+            raise UserError(f"optim.betas={self.betas} must be in [0, 1) and optim.eps={self.eps} above 0")
         if not 0 <= self.ema < 1 or not 0 < self.decay_share <= 1:
             raise UserError(
                 f"optim.ema={self.ema} must be in [0, 1) and optim.decay_share={self.decay_share} in (0, 1]"
@@ -93,9 +97,12 @@ class TrainConfig:
     """Checkpoints kept."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("batch_size", "max_steps", "eval_every", "eval_texts", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be at least 0 and below 2**32")
         if self.micro_batch_size < 0 or (self.micro_batch_size and self.batch_size % self.micro_batch_size):
             raise UserError(f"micro_batch_size={self.micro_batch_size} must divide batch_size={self.batch_size}")
         if not 0 <= self.length <= self.model.max_position_embeddings:
@@ -107,8 +114,30 @@ class TrainConfig:
             raise UserError(f"architecture={self.architecture!r} must be armd or ar")
         if self.weighting not in WEIGHTINGS:
             raise UserError(f"weighting={self.weighting!r} must be one of {', '.join(WEIGHTINGS)}")
-        for text in self.eval_orders:
-            Family.parse(text)
+        self._check_phases()
+        self._check_orders()
+
+    def _check_phases(self) -> None:
+        """Phases that do not fit the run would train another method than the one they name."""
+        ar, perm, sbp = self.orders.ar_steps, self.orders.perm_steps, self.orders.sbp_steps
+        if ar + sbp > self.max_steps or (self.orders.rho and perm + sbp > self.max_steps):
+            phases = f"orders.ar_steps={ar}, orders.perm_steps={perm} and orders.sbp_steps={sbp}"
+            raise UserError(f"{phases} do not fit max_steps={self.max_steps}: the last sbp_steps come after the others")
+
+    def _check_orders(self) -> None:
+        """Every order the run will meet must fit its texts, now and not after hours."""
+        orders = self.orders
+        for name in self.eval_orders:
+            Family.parse(name).check(self.text_length, "eval_orders")
+        for name in (name for name, share in orders.floors.items() if share):
+            Family.parse(name).check(self.text_length, "orders.floors")
+        for streams in orders.sbp_streams if orders.sbp_steps else ():
+            Family("strided", streams).check(self.text_length, "orders.sbp_streams")
+        Family(orders.shuffle, orders.rho).check(self.text_length, "orders.rho")
+        if self.architecture == "ar" and set(self.eval_orders) != {"left_to_right"}:
+            raise UserError("architecture=ar has one order only: set --eval-orders left_to_right")
+        if self.architecture == "ar" and (orders.rho or orders.sbp_steps or set(orders.floors) - {"left_to_right"}):
+            raise UserError("architecture=ar has one order only: set orders.rho and orders.sbp_steps to 0, no floors")
 
     @property
     def text_length(self) -> int:

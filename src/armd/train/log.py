@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,17 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from armd.errors import UserError
+from armd.fields import is_integer
+from armd.files import json_text, write_atomically
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; a last line cut off by a crash is left out."""
-    records = []
-    path = run / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    path, records = run / "metrics.jsonl", []
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        for line in lines[:-1]:  # after the last line end: nothing, or a line cut off
+            record = json.loads(line)
+            if not isinstance(record, dict) or not is_integer(record.get("step")):
+                raise ValueError("no record of a step")
+            records.append(record)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} line {len(records) + 1} is damaged: {error}; mend or delete the line") from None
     return records
 
 
@@ -31,12 +36,13 @@ class Log:
     """Appends records to metrics.jsonl and shows progress on standard error."""
 
     def __init__(self, run: Path, start: int, max_steps: int, quiet: bool = False) -> None:
-        kept = [record for record in read_metrics(run) if record["step"] <= start]
+        path = run / "metrics.jsonl"
+        kept = "".join(json_text(record) + "\n" for record in read_metrics(run) if record["step"] <= start)
+        write_atomically(path, lambda file: file.write_text(kept))
         try:
-            self._file = (run / "metrics.jsonl").open("w")
+            self._file = path.open("a")
         except OSError as error:
-            raise UserError(f"cannot write {run / 'metrics.jsonl'}: {error}") from error
-        self._write(kept)
+            raise UserError(f"cannot write {path}: {error}") from error
         self.console = Console(file=sys.stderr, quiet=quiet)
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
@@ -56,7 +62,8 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._file.close()
+        with contextlib.suppress(OSError):  # every record was flushed, or its failure reported
+            self._file.close()
 
     def step(self, step: int, note: str) -> None:
         """Move the live line."""
@@ -64,15 +71,12 @@ class Log:
 
     def record(self, **values: Any) -> None:
         """Append one record to metrics.jsonl."""
-        self._write([values])
+        try:
+            self._file.write(json_text(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"cannot write {self._file.name}: {error}") from error
 
     def say(self, text: str) -> None:
         """A line for people that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _write(self, records: Iterable[dict[str, Any]]) -> None:
-        try:
-            self._file.writelines(json.dumps(record) + "\n" for record in records)
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self._file.name}: {error}") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from armd import checkpoint
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
+from armd.files import read_json, write_json
 from armd.model import Transformer
 from armd.objective import loss, nll
 from armd.orders import Family, generator
@@ -48,9 +49,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={name!r} is unknown; use cpu, cuda or auto") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name!r}: this machine has no usable GPU; use --device cpu")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name!r} is unknown; use cpu, cuda or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name!r}: this machine has {torch.cuda.device_count()} usable GPUs; use --device cpu")
     return device
 
 
@@ -66,35 +69,43 @@ def train(
         resume: go on from the newest checkpoint; the result equals that of a run never stopped, bit for bit.
 
     Raises:
-        UserError: config, data and run folder do not fit each other, or the disk is full.
-        TrainingStopped: the loss was not finite, or the run was interrupted.
+        UserError: config, data and run folder do not fit each other or are damaged, or the disk is full.
+        TrainingStopped: a loss, a gradient or a weight was not finite, or the run was interrupted. What is not finite
+            is never saved.
     """
     run = Path(run)
-    train_set = TokenDataset(data, "train", config.text_length)
-    valid_set = TokenDataset(data, "valid", config.text_length)
+    train_set, valid_set = (TokenDataset(data, split, config.text_length) for split in ("train", "valid"))
+    if config.model.vocab_size < train_set.vocab_size:
+        sizes = f"{config.model.vocab_size} is below the {train_set.vocab_size} tokens of {data}"
+        raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
     tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
     device = pick_device(config.device)
-    _open_run(config, Path(data), run, resume)
+    identity = {"config": to_json(config), "data": Manifest.load(data).digest}
+    _check_run(run, identity, resume)
+    for part in (train_set, valid_set):
+        part.verify()
 
     torch.manual_seed(config.seed)
     model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(device)
     optimiser = optim.build(model, config.optim)
     average = [p.detach().clone() for p in model.parameters()] if config.optim.ema else []
-    start = _restore(run, model, average, optimiser) if resume else 0
+    if not resume:
+        write_json(run / "run.json", identity)
+    start, damaged = state.restore_newest(run, model, average, optimiser) if resume else (0, [])
 
     valid: dict[str, float] = {}
     began = time.monotonic()
     with Log(run, start, config.max_steps, quiet) as log, _interruptible() as interrupted:
+        for what in damaged:
+            log.say(f"{what}; going on from step {start}")
         log.say(f"training {model.num_parameters():,} parameters on {train_set.tokens:,} tokens, {device}, into {run}")
         for step in range(start, config.max_steps):
             tokens = train_set.batch(step, config.batch_size, config.seed).to(device)
             family, value, norm = train_step(model, optimiser, tokens, step, config)
-            if not math.isfinite(value):
-                good = next(iter(state.checkpoints(run)[::-1]), "none yet")
-                raise TrainingStopped(f"loss is {value} at step {step + 1}; last good checkpoint: {good}")
+            done = step + 1
+            _check_finite(run, done, {"loss": value, "gradient norm": norm})
             if average:
                 optim.update_average(average, model.parameters(), config.optim.ema, step)
-            done = step + 1
 
             if done % config.log_every == 0 or done == config.max_steps:
                 rate = (done - start) * config.batch_size * config.text_length / (time.monotonic() - began)
@@ -103,9 +114,11 @@ def train(
             if done % config.eval_every == 0 or done == config.max_steps:
                 with _averaged(model, average):
                     valid = validate(model, valid_set, config)
+                _check_finite(run, done, {f"held-out loss of {name}": value for name, value in valid.items()})
                 log.record(step=done, valid=valid)
                 log.say(f"step {done}: held-out nats/token " + ", ".join(f"{k} {v:.4f}" for k, v in valid.items()))
             if done % config.save_every == 0 or done == config.max_steps or interrupted:
+                _check_finite(run, done, {"largest weight": _largest([*model.parameters(), *average])})
                 state.save(run, done, model, average, optimiser, config.keep_last)
                 with _averaged(model, average):
                     checkpoint.save(model, run, tokenizer)
@@ -113,6 +126,8 @@ def train(
                 raise TrainingStopped(f"interrupted after step {done}, which is saved; go on with --resume")
     if average:
         _copy(average, model.parameters())
+    if start == config.max_steps:  # it may have been killed between its last checkpoint and publishing that
+        checkpoint.save(model, run, tokenizer)
     return TrainResult(run, model.eval(), valid or last_validation(run), time.monotonic() - began)
 
 
@@ -134,10 +149,10 @@ def train_step(
             part = loss(model, tokens[rows], order.rows(rows), config.weighting) * (len(rows) / config.batch_size)
         part.backward()
         total += part.item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-    if math.isfinite(total):  # a broken step never reaches the weights
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip))
+    if math.isfinite(total) and math.isfinite(norm):  # a broken step never reaches the weights
         optimiser.step()
-    return str(family), total, float(norm)
+    return str(family), total, norm
 
 
 @torch.no_grad()
@@ -150,11 +165,24 @@ def validate(model: Transformer, dataset: TokenDataset, config: TrainConfig) -> 
         total = 0.0
         for start in range(0, texts, config.batch_size):
             tokens = dataset.eval_batch(start, min(config.batch_size, texts - start)).to(model.device)
-            order = Family.parse(name).order(len(tokens), tokens.shape[1], generator(0, start))
+            draws = (generator(0, text) for text in range(start, start + len(tokens)))
+            order = Family.parse(name).orders(tokens.shape[1], draws)
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 total += nll(model, tokens, order).double().mean(dim=1).sum().item()
         result[name] = total / texts
     return result
+
+
+def _check_finite(run: Path, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            good = next(iter(state.checkpoints(run)[::-1]), "none yet")
+            raise TrainingStopped(f"{name} is {value} at step {step}; last good checkpoint: {good}")
+
+
+@torch.no_grad()
+def _largest(tensors: list[Tensor]) -> float:
+    return torch.stack([tensor.abs().max() for tensor in tensors]).max().item()
 
 
 def last_validation(run: Path) -> dict[str, float]:
@@ -165,40 +193,35 @@ def last_validation(run: Path) -> dict[str, float]:
 # ---- the run folder --------------------------------------------------------------------------------------------------
 
 
-def _open_run(config: TrainConfig, data: Path, run: Path, resume: bool) -> None:
-    identity = {"config": to_json(config), "data": Manifest.load(data).digest}
-    path = run / "run.json"
+def _check_run(run: Path, identity: dict[str, Any], resume: bool) -> None:
+    """A new run needs a new or empty folder, a resumed one the folder of the same run."""
     if resume:
-        _check_same_run(path, identity)
-        return
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        _check_same_run(run / "run.json", identity)
+    elif run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir())):
         raise UserError(f"run folder {run} is not empty; use --resume to go on with it, or another --out")
-    if config.architecture == "ar" and set(config.eval_orders) != {"left_to_right"}:
-        raise UserError("architecture=ar has one order only: set --eval-orders left_to_right")
-    checkpoint.write_json(path, identity)
 
 
 def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
-    before = checkpoint.read_json(path)
+    before = read_json(path)
+    if not isinstance(before.get("config"), dict):
+        raise UserError(f"{path} is damaged: it holds no config")
     if before.get("data") != identity["data"]:
         raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
     old, new = (json.loads(json.dumps(values["config"])) for values in (before, identity))
     for values in (old, new):
-        values.pop("device")  # where it runs may change
+        values.pop("device", None)  # where it runs may change
     changed = sorted(name for name in new if old.get(name) != new[name])
     if changed:
         raise UserError(f"{path.parent} was started with other values of {', '.join(changed)}; --resume needs the same")
 
 
-def _restore(run: Path, model: Transformer, average: list[Tensor], optimiser: torch.optim.Optimizer) -> int:
-    for folder in reversed(state.checkpoints(run)):
-        return state.restore(folder, model, average, optimiser)
-    return 0
-
-
 def load_config(run: Path) -> TrainConfig:
     """The config a run was started with."""
-    return from_json(checkpoint.read_json(run / "run.json")["config"])
+    path = run / "run.json"
+    try:
+        return from_json(read_json(path)["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it holds no config ({error!r})") from None
 
 
 # ---- weights in and out ----------------------------------------------------------------------------------------------

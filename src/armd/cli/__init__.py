@@ -1,0 +1,73 @@
+"""The command line: armd prepare | train | generate | evaluate | bench | demo.
+
+Exit status: 0 done, 2 the user's mistake (one line on standard error), 1 our failure or a run that stopped early.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import armd
+from armd.bench import DecodeBench
+from armd.cli.bench import Bench, BenchTrain, run_bench, run_bench_decode
+from armd.cli.demo import Demo, run_demo
+from armd.cli.evaluate import Evaluate, run_evaluate
+from armd.cli.generate import Generate, run_generate
+from armd.cli.prepare import Prepare, run_prepare
+from armd.cli.terminal import parse, say
+from armd.cli.train import Train, run_train
+from armd.errors import UserError
+from armd.train import TrainingStopped
+
+COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
+    "prepare": (Prepare, run_prepare),
+    "train": (None, run_train),  # parses its own words: the options depend on the preset
+    "generate": (Generate, run_generate),
+    "evaluate": (Evaluate, run_evaluate),
+    "bench": (Bench, run_bench),
+    "bench decode": (DecodeBench, run_bench_decode),
+    "bench train": (BenchTrain, run_bench),
+    "demo": (Demo, run_demo),
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:<14}{((kind or Train).__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    head = [f"armd {armd.__version__}: auto-regressive masked diffusion", "", "usage: armd COMMAND [options]", ""]
+    return "\n".join([*head, *lines, "", "armd COMMAND --help lists the options."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(usage())
+            return 0 if argv else 2
+        if argv[0] == "--version":
+            print(armd.__version__)
+            return 0
+        if argv[0] not in COMMANDS:
+            raise UserError(f"armd: command {argv[0]!r} is unknown; choose one of {', '.join(COMMANDS)}")
+        words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+        name, rest = " ".join(argv[:words]), argv[words:]
+        kind, run = COMMANDS[name]
+        run(parse(kind, rest, f"armd {name}") if kind else rest)
+    except UserError as error:
+        say(f"error: {error}")
+        return 2
+    except TrainingStopped as stopped:
+        say(f"stopped: {stopped}")
+        return 1
+    except KeyboardInterrupt:
+        say("stopped: interrupted")
+        return 1
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as stop:  # --help of a command
+        return int(stop.code or 0)
+    return 0

@@ -1,0 +1,7 @@
+"""python -m armd.cli"""
+
+import sys
+
+from armd.cli import main
+
+sys.exit(main())

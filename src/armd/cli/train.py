@@ -1,0 +1,85 @@
+"""armd train: a preset on prepared data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from armd.cli.terminal import parse, say
+from armd.data import Manifest
+from armd.errors import UserError
+from armd.files import json_text
+from armd.presets import PRESETS, get_preset, with_steps
+from armd.train import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class TrainPaths:
+    """Where a run reads and writes."""
+
+    data: Path
+    """Folder made by armd prepare."""
+    out: Path
+    """Run folder."""
+    resume: bool = False
+    """Go on with the run in --out, bit for bit as if it had never stopped."""
+    json: bool = False
+    """Print what came out as one JSON object."""
+
+
+@dataclass(frozen=True)
+class Train(TrainPaths):
+    """Train a preset on prepared data: armd train PRESET --data DIR --out RUN [--any.field VALUE]."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(kw_only=True)
+    """The run; every field of the preset can be set."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The one field of a preset that others depend on."""
+
+    max_steps: int | None = None
+
+
+def run_train(argv: Sequence[str]) -> None:
+    wants_help = any(word in ("-h", "--help") for word in argv)
+    if not argv or argv[0].startswith("-"):
+        if not wants_help:
+            raise UserError(f"armd train: name a preset first: {', '.join(PRESETS)}")
+        print(f"usage: armd train PRESET --data DIR --out RUN [--resume] [--any.field VALUE]\n\n{describe_presets()}")
+        return
+    preset, prog = get_preset(argv[0]), f"armd train {argv[0]}"
+    if wants_help:
+        parse(Train, argv[1:], prog, Train(tyro.MISSING, tyro.MISSING, config=preset(257, 256)))
+    paths = parse(TrainPaths, argv[1:], prog, strict=False)
+    manifest = Manifest.load(paths.data)
+    base = preset(manifest.vocab_size, manifest.eos_id)
+    full, steps = base.max_steps, parse(Steps, argv[1:], prog, strict=False).max_steps
+    if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
+        base = with_steps(base, steps)
+    config = parse(Train, argv[1:], prog, Train(paths.data, paths.out, config=base)).config
+    if config.max_steps < full:
+        o = config.orders
+        phases = f"ar_steps={o.ar_steps}, perm_steps={o.perm_steps}, sbp_steps={o.sbp_steps}"
+        say(f"{config.max_steps} steps instead of {full}: the phases of the orders shrink with them: {phases}")
+    result = train(config, paths.data, paths.out, resume=paths.resume)
+    if paths.json:
+        fields = {"run": str(result.run), "steps": config.max_steps, "parameters": result.model.num_parameters()}
+        print(json_text({**fields, "valid": result.valid, "seconds": result.seconds}))
+        return
+    valid = ", ".join(f"{order} {nats:.4f}" for order, nats in result.valid.items())
+    say(f"done in {result.seconds:.0f} s. Held-out nats per token: {valid}")
+    say(f'Next: armd generate --model {paths.out} --prompt "..." --streams 4')
+
+
+def describe_presets() -> str:
+    lines = [f"  {name:<14}{(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items()]
+    return "\n".join(
+        ["presets:", *lines, "", "Every field of a preset is an option: armd train tiny --help lists them."]
+    )
