@@ -67,6 +67,12 @@ def by_entropy(law: Tensor, is_open: Tensor, budget: float) -> Tensor:
     return torch.zeros_like(is_open).scatter(1, index, take)
 
 
+def _first(score: Tensor, is_open: Tensor) -> Tensor:
+    """The open hole with the largest score, the leftmost of equals."""
+    best = torch.where(is_open, score, -torch.inf).argmax(dim=1, keepdim=True)
+    return torch.zeros_like(is_open).scatter(1, best, True) & is_open
+
+
 RULES: dict[str, Rule] = {"margin": by_margin, "confidence": by_confidence, "entropy": by_entropy}
 
 
@@ -120,36 +126,37 @@ class _Writer:
         self.written = self.known  # blocks so far
         # Candidates need prediction columns beyond those of ranks: 0..N-1 for ranks, N + p for the hole at p.
         self.cache = model.new_cache(B, 2 * N)
-        self.done = torch.zeros_like(self.known)  # ranks whose rows are in the cache
+        self.done, self.new = torch.zeros_like(self.known), self.known  # ranks in the cache, and not yet
+        self.text, self.passes = torch.arange(N, device=self.device).expand(B, -1), 0
 
     def order(self) -> Order:
         return Order(self.positions.cpu(), self.blocks.cpu())
 
-    @torch.inference_mode()
     def events(self) -> Iterator[Event]:
-        B, N = self.tokens.shape
-        step, new = 0, self.known  # `new` tokens of every row are not in the cache yet
-        text = torch.arange(N, device=self.device).expand(B, -1)
         while bool((self.tokens < 0).any()):
-            is_open = self.tokens < 0
-            law, logs = self._predict(new, first=step == 0)
-            chosen = self.rule(law, is_open, self.budget) & is_open
-            samples = self.request.samples.to(self.device)[:, None]
-            drawn = (law + gumbel(self.request.seed, samples, text, law.shape[-1])).argmax(dim=-1)
-            self.tokens = torch.where(chosen, drawn, self.tokens)
-            new = self._commit(chosen)
-            step += 1
-            active = is_open.any(dim=1)
-            nothing = torch.zeros(int(active.sum()), dtype=torch.long, device=self.device)
-            yield Event(
-                step, active.nonzero()[:, 0], text[active], drawn[active],
-                logs.gather(-1, drawn[..., None])[..., 0][active], chosen[active], nothing, nothing, nothing,
-                nothing.double(),
-            )  # fmt: skip
+            yield self.step()
 
-    def _predict(self, new: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+    @torch.inference_mode()
+    def step(self) -> Event:
+        """One forward pass: read what is new, predict all holes, let the rule choose, write."""
+        is_open = self.tokens < 0
+        law, logs = self._predict()
+        chosen = self.rule(law, is_open, self.budget) & is_open
+        text, samples = self.text, self.request.samples.to(self.device)[:, None]
+        drawn = (law + gumbel(self.request.seed, samples, text, law.shape[-1])).argmax(dim=-1)
+        self.tokens = torch.where(chosen, drawn, self.tokens)
+        self._commit(chosen)
+        self.passes += 1
+        active = is_open.any(dim=1)
+        nothing = torch.zeros(int(active.sum()), dtype=torch.long, device=self.device)
+        logs = logs.gather(-1, drawn[..., None])[..., 0]
+        texts, rows = active.nonzero()[:, 0], (text, drawn, logs, chosen)
+        positions, tokens, logs, valid = (value[active] for value in rows)
+        return Event(self.passes, texts, positions, tokens, logs, valid, nothing, nothing, nothing, nothing.double())
+
+    def _predict(self) -> tuple[Tensor, Tensor]:
         """Laws of all text positions from the committed tokens: as sampled, and the model's own; (B, N, V) each."""
-        B, N = self.tokens.shape
+        (B, N), new, first, text = self.tokens.shape, self.new, self.passes == 0, self.text
         spare = self.cache.spare
         start = self.done + 1 - int(first)  # with BOS in the first pass
         columns = start[:, None] + torch.arange(int(new.max()) + int(first), device=self.device)
@@ -161,7 +168,6 @@ class _Writer:
         self.done = self.done + new
 
         # Targets: every text position at column N + p; known ranks at their own in the first pass.
-        text = torch.arange(N, device=self.device).expand(B, -1)
         target_slots, own = text + 1, text + N
         limits = (self.done + 1)[:, None].expand(-1, N)
         earlier = self.done[:, None].expand(-1, N)  # prediction columns below: rows of committed ranks
@@ -186,12 +192,10 @@ class _Writer:
         r = self.request
         return log_probs(logits, r.temperature, r.top_k, r.top_p), log_probs(logits)
 
-    def _commit(self, chosen: Tensor) -> Tensor:
-        """Give the chosen positions the next ranks and move their prediction rows there; returns how many, (B,)."""
+    def _commit(self, chosen: Tensor) -> None:
+        """Give the chosen positions the next ranks and move their prediction rows there."""
         B, N = chosen.shape
-        count = chosen.sum(dim=1)
-        if not int(count.max()):
-            return count
+        count = self.new = chosen.sum(dim=1)
         index = torch.arange(int(count.max()), device=self.device).expand(B, -1)
         picked = torch.where(chosen, torch.arange(N, device=self.device), N).sort(dim=1).values[:, : index.shape[1]]
         real = index < count[:, None]
@@ -202,4 +206,3 @@ class _Writer:
             wide = F.pad(getattr(self, name), (0, self.cache.spare + 1 - N))
             setattr(self, name, wide.scatter(1, rank, value)[:, :N])
         self.written = self.written + (count > 0)
-        return count

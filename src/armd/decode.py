@@ -57,6 +57,11 @@ class Generation:
         """Tokens a text gains in a pass, all passes counted."""
         return int((self.steps > 0).sum()) / int(self.passes.sum())
 
+    def row(self, index: int) -> Generation:
+        """One of the texts."""
+        rows = {name: value[index : index + 1] for name, value in vars(self).items() if name != "forward_passes"}
+        return Generation(forward_passes=self.forward_passes, **rows)
+
 
 def generate(
     model: Transformer,

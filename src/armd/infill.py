@@ -42,6 +42,7 @@ class Filling:
         tokens: (N,) long.
         holes: half-open ranges of text positions.
         log_probs: nats of each hole: log q of its tokens given the evidence and what was written before them.
+        row: which of the fillings it is.
         evidence: nats, the estimated log p(text after the first hole | text before it, these lengths); None where
             all lengths were given.
         generation: all fillings of this template that were drawn.
@@ -50,6 +51,7 @@ class Filling:
     tokens: Int[Tensor, "N"]
     holes: list[range]
     log_probs: list[float]
+    row: int
     evidence: float | None
     generation: Generation
 
@@ -91,7 +93,7 @@ def fill(model: Armd, parts: Sequence[Part], *, best_of: int = 1, seed: int = 0,
     holes = hole_ranges(template)
     logs = hole_log_probs(out, holes)
     row = int(logs.sum(dim=1).argmax())
-    return Filling(out.tokens[row], holes, logs[row].tolist(), value if len(templates) > 1 else None, out)
+    return Filling(out.tokens[row], holes, logs[row].tolist(), row, value if len(templates) > 1 else None, out)
 
 
 @torch.inference_mode()
@@ -106,6 +108,11 @@ def evidence(model: Armd, template: Int[Tensor, "N"], out: Generation) -> float:
     p = -nll(model, tokens, Order.left_to_right(*tokens.shape))[:, first:].double().sum(dim=1).cpu()
     q = out.log_probs.sum(dim=1)
     return float(torch.logsumexp(p - q, dim=0)) - math.log(len(tokens))
+
+
+def only_template(parts: Sequence[Part], limit: int) -> Tensor:
+    """The template of parts whose lengths are all known: (N,) long, -1 at the holes."""
+    return _templates(parts, limit)[0]
 
 
 def _templates(parts: Sequence[Part], limit: int) -> list[Tensor]:

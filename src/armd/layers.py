@@ -34,7 +34,20 @@ def _compiled_flex_attention() -> Callable[..., Any]:
     return torch.compile(flex_attention)  # here, because loading the compiler takes seconds that only a GPU run needs
 
 
-class Rotary(nn.Module):
+class Float32Buffers(nn.Module):
+    """A module whose own buffers stay float32 when the model is cast: angles need more than the 8 bits of bfloat16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, table in kept.items():
+            moved = self._buffers[name]
+            if table is not None and moved is not None and moved.dtype != table.dtype:
+                self._buffers[name] = table.to(moved.device)
+        return self
+
+
+class Rotary(Float32Buffers):
     """Rotary position embedding (Su et al., 2021) with positions given as data, so that rows may come in any order."""
 
     cos: Tensor

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from armd.layers import RMSNorm
+from armd.layers import Float32Buffers, RMSNorm
 
 Table = Float[Tensor, "B M D"]
 Ranks = Int[Tensor, "B M"]
 Slots = Int[Tensor, "B T"]
 
 
-class Prefix(nn.Module):
+class Prefix(Float32Buffers):
     """Base class. Subclasses give `at`; `forward` may be a faster rendering of the same rule."""
 
     def at(self, table: Table, ranks: Ranks, slots: Slots, slot_ranks: Slots) -> Float[Tensor, "B T D"]:

@@ -79,8 +79,8 @@ MISTAKES = {
     "generate --model {f}/run --temperature -1": "temperature=-1",
     "generate --model {f}/run --mode slow": "--mode",
     "generate --model {f}/run --template abc": "template has no hole",
-    "generate --model {f}/run --template a<0>c": "template has no hole",
-    "generate --model {f}/run --template a<40>c": "template of 42 tokens exceed",
+    "generate --model {f}/run --template a<0>c": "hole of 0 to 0 tokens: the length must be at least 1",
+    "generate --model {f}/run --template a<40>c": "hole of 40 tokens exceeds max_position_embeddings=32",
     "generate --model {f}/run --template a<4>c --length 3": "cannot be combined",
     "generate --model {f}/run --streams many": "--streams",
     "generate --model {f}/run --streams 2 --data {f}/data": "--data is for --streams auto only",
@@ -165,8 +165,31 @@ def test_template(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run_json(["generate", "--model", str(folder / "run"), "--template", "ab<3>cd<2>", "--json"], capsys)
     given = out["tokens"][0]
     assert given[:2] == [97, 98] and given[5:7] == [99, 100] and len(given) == 9 and out["new_tokens"] == 5
-    assert parse_template("a<2>b", get_tokenizer("byte")) == [97, -1, -1, 98]
-    assert parse_template("<1>if x < 3 > y", get_tokenizer("byte"))[0] == -1
+    assert parse_template("a<2>b<4-12>", get_tokenizer("byte")) == [[97], (2, 2), [98], (4, 12)]
+    assert parse_template("<1>if x < 3 > y", get_tokenizer("byte"))[0] == (1, 1)
+
+
+def test_generate_the_best_of_several_lengths(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--model", str(folder / "run"), "--template", "ab<2-4>cd", "--best-of", "3", "--json"]
+    out = run_json(words, capsys)
+    assert out["holes"][0] in (2, 3, 4) and len(out["hole_log_probs"]) == 1 and out["evidence"] < 0
+    assert len(out["tokens"]) == 1 and len(out["tokens"][0]) == 4 + out["holes"][0]
+
+
+def test_generate_in_an_adaptive_order(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--model", str(folder / "run"), "--template", "ab<3>cd<2>", "--adaptive", "margin", "--json"]
+    out = run_json(words, capsys)
+    assert out["forward_passes"] == 5 and sorted(out["order"][0]) == list(range(9)) and out["acceptance"] is None
+
+
+def test_generate_options_of_decoding(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--model", str(folder / "run"), "--length", "24", "--streams", "4", "--seed", "3", "--json"]
+    exact = run_json([*words, "--dtype", "float32"], capsys)
+    sequential = run_json([*words, "--dtype", "float32", "--mode", "sequential"], capsys)
+    assert exact["texts"] == sequential["texts"] and exact["forward_passes"] < sequential["forward_passes"] == 24
+    assert exact["tokens_per_pass"] == 24 / exact["forward_passes"]
+    loose = run_json([*words, "--check", "rejection", "--tolerance", "0.2", "--dtype", "int8"], capsys)
+    assert 0 <= loose["total_variation"][0] <= 24 * 0.2 and loose["new_tokens"] == 24
 
 
 def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from armd import decode
+from armd.adaptive import generate_adaptive
 from armd.cli.models import held_out, load_writer
 from armd.cli.terminal import say
 from armd.data import Tokenizer
+from armd.decode import Generation
 from armd.errors import UserError
 from armd.evals import CANDIDATES, choose_streams
 from armd.files import json_text
+from armd.infill import Part, fill, only_template
 from armd.model import Armd
+from armd.precision import cast
 from armd.request import Request, make_request
 
 
@@ -32,7 +36,7 @@ class Generate:
     prompt: str = ""
     """Text to go on from."""
     template: str | None = None
-    """Text with holes instead of a prompt: "def add(a, b): <16> c" has a hole of 16 tokens."""
+    """Text with holes instead of a prompt: <16> is a hole of 16 tokens, <4-12> one of 4 to 12, the likeliest length."""
     length: int | None = None
     """New tokens after the prompt; default: as many as fit, rounded down to a multiple of streams."""
     streams: int | Literal["auto"] = 1
@@ -43,6 +47,18 @@ class Generate:
     """Nats per token that --streams auto may cost over left-to-right order."""
     mode: Literal["exact", "sequential", "parallel"] = "exact"
     """parallel: one token of every stream a pass; sequential and exact: the law of one token at a time."""
+    drafts: int | None = None
+    """Tokens that mode exact guesses beyond the next one; default: both ends of the streams, 2 S - 2."""
+    check: Literal["noise", "rejection"] = "noise"
+    """How drafts are checked: noise keeps the text of mode sequential, rejection its law."""
+    tolerance: float = 0.0
+    """With --check rejection: accept drafts this much more readily, at most this total variation a token."""
+    adaptive: Literal["margin", "confidence", "entropy"] | None = None
+    """Write the surest hole of a template first instead of all holes side by side."""
+    dependence: float = 0.0
+    """With --adaptive entropy: nats that tokens written together may depend on each other."""
+    best_of: int = 1
+    """Fillings of a template to choose the most likely from."""
     temperature: float = 1.0
     """0 is greedy."""
     top_k: int = 0
@@ -53,6 +69,12 @@ class Generate:
     """Same seed, same text."""
     samples: int = 1
     """Number of texts."""
+    rows: int | None = None
+    """Texts written at once, default all; a finished text makes room for the next."""
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Numbers to compute in; auto: bfloat16 where the processor has it."""
+    compiled: bool = False
+    """Compile the pass first: about a minute, for long jobs."""
     device: str = "auto"
     """cpu, cuda or auto."""
     json: bool = False
@@ -61,31 +83,29 @@ class Generate:
 
 def run_generate(args: Generate) -> None:
     model, tokenizer = load_writer(args.model, args.device)
-    request = make_request(
-        model,
-        **_what_to_write(args, model, tokenizer),
-        mode=args.mode,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        seed=args.seed,
-        batch_size=args.samples,
-    )
+    cast(model, args.dtype)
+    parts = parse_template(args.template, tokenizer) if args.template is not None else []
     began = time.perf_counter()
-    with _live(args, request, tokenizer) as show:
-        out = decode.collect(request, show(decode.stream(model, request)))
+    if args.best_of > 1 or any(isinstance(part, tuple) and part[0] < part[1] for part in parts):
+        out, more = _best(args, model, parts)
+    else:
+        out, more = _write(args, model, tokenizer, parts)
     seconds = time.perf_counter() - began
     texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(out.tokens, out.lengths.tolist(), strict=True)]
-    new = int((request.tokens < 0).sum())
+    new = int((out.steps > 0).sum())
     if args.json:
         fields = {
             "texts": texts,
             "tokens": out.tokens.tolist(),
             "new_tokens": new,
             "forward_passes": out.forward_passes,
+            "tokens_per_pass": out.tokens_per_pass,
             "acceptance": out.acceptance,
             "log_probs": out.log_probs.sum(dim=1).tolist(),
+            "ties": out.ties.tolist(),
+            "total_variation": out.bound.tolist(),
             "seconds": seconds,
+            **more,
         }
         print(json_text(fields))
         return
@@ -93,16 +113,54 @@ def run_generate(args: Generate) -> None:
         print(text)
         if len(texts) > 1:
             print("-" * 40)
-    say(f"{new} tokens in {out.forward_passes} passes, {seconds:.2f} s, {new / seconds:.0f} tokens/s")
+    drafted = "" if out.acceptance is None else f", {out.acceptance:.1%} of the drafts right"
+    pace = f"{out.tokens_per_pass:.2f} a text and pass{drafted}"
+    say(f"{new} tokens in {out.forward_passes} passes ({pace}), {seconds:.2f} s, {new / seconds:.0f} tokens/s")
 
 
-def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer) -> dict[str, Any]:
-    if args.template is not None:
+def _sampling(args: Generate) -> dict[str, Any]:
+    names = "mode", "drafts", "check", "tolerance", "temperature", "top_k", "top_p", "seed"
+    return {name: getattr(args, name) for name in names}
+
+
+def _write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> tuple[Generation, dict[str, Any]]:
+    """A prompt continued, or a template of known lengths filled."""
+    what = _what_to_write(args, model, tokenizer, parts)
+    request = make_request(model, **what, **_sampling(args), batch_size=args.samples)
+    if args.adaptive is not None:
+        if not parts:
+            raise UserError("--adaptive chooses among the holes of a template: give one with --template")
+        written = generate_adaptive(model, request, args.adaptive, args.dependence)
+        return written.generation, {"order": written.order.positions.tolist()}
+    with _live(args, request, tokenizer) as show:
+        return decode.collect(request, show(decode.stream(model, request, args.rows, args.compiled))), {}
+
+
+def _best(args: Generate, model: Armd, parts: list[Part]) -> tuple[Generation, dict[str, Any]]:
+    """The most likely of several fillings, and of several lengths."""
+    if not parts or args.samples > 1 or args.adaptive is not None:
+        raise UserError("--best-of and holes like <4-12> need --template, --samples 1 and no --adaptive")
+    best = fill(model, parts, best_of=args.best_of, **_sampling(args))
+    lengths = [len(hole) for hole in best.holes]
+    if best.evidence is not None:
+        say(f"hole lengths {lengths}: log p of what follows {best.evidence:.2f} nats, the largest of those tried")
+    return best.generation.row(best.row), {
+        "holes": lengths,
+        "hole_log_probs": best.log_probs,
+        "evidence": best.evidence,
+    }
+
+
+def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> dict[str, Any]:
+    limit = model.config.max_position_embeddings
+    if parts:
         if args.prompt or args.length is not None or args.streams != 1:
             raise UserError("--template cannot be combined with --prompt, --length or --streams: its holes say it all")
-        return {"template": parse_template(args.template, tokenizer)}
+        return {"template": only_template(parts, limit)}
     prompt = tokenizer.encode(args.prompt) if args.prompt else []
-    room = model.config.max_position_embeddings - len(prompt)
+    room = limit - len(prompt)
+    if room < 1:
+        raise UserError(f"the prompt has {len(prompt)} tokens; the model holds {limit}, and at least one must be left")
     if args.data is not None and args.streams != "auto":
         raise UserError("--data is for --streams auto only")
     step = max(CANDIDATES) if args.streams == "auto" else max(args.streams, 1)
@@ -125,14 +183,18 @@ def _choose(args: Generate, model: Armd, tokenizer: Tokenizer, length: int) -> i
     return streams
 
 
-def parse_template(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of a text in which `<16>` stands for a hole of 16 tokens, -1 each."""
-    ids: list[int] = []
-    for i, part in enumerate(re.split(r"<(\d+)>", text)):
-        ids += [-1] * int(part) if i % 2 else tokenizer.encode(part) if part else []
-    if -1 not in ids:
-        raise UserError("template has no hole; write <N> for a hole of N tokens, N at least 1")
-    return ids
+def parse_template(text: str, tokenizer: Tokenizer) -> list[Part]:
+    """Known token ids and holes: `<16>` stands for a hole of 16 tokens, `<4-12>` for one of 4 to 12."""
+    parts: list[Part] = []
+    for i, piece in enumerate(re.split(r"<(\d+(?:-\d+)?)>", text)):
+        if i % 2:
+            low, _, high = piece.partition("-")
+            parts.append((int(low), int(high or low)))
+        elif piece:
+            parts.append(tokenizer.encode(piece))
+    if not any(isinstance(part, tuple) for part in parts):
+        raise UserError("template has no hole; write <N> for a hole of N tokens, or <4-12> for one of 4 to 12")
+    return parts
 
 
 @contextlib.contextmanager
