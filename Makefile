@@ -1,13 +1,14 @@
 # make demo   train, score, write and fill on text every Python carries; opens nothing, writes demo/report.html
 # make test   lint, types, import contract, tests, wheel, README; what CI runs
 # make lint   the first three of these
+# make test-long  exact decoding against one token at a time on 4,000 random requests (half an hour)
 # make bench  speed of training steps and decoding on this machine
 # make .venv  only the virtual environment
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test test-long lint format bench wheel clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -20,6 +21,9 @@ demo: .venv
 test: lint
 	$(BIN)/python -m pytest
 	$(BIN)/python tests/check_wheel.py
+
+test-long: .venv
+	$(BIN)/python -m pytest tests/invariants/test_exact.py --hypothesis-profile=long --timeout=7200
 
 lint: .venv
 	$(BIN)/ruff check .

@@ -148,11 +148,12 @@ class _Writer:
         self._commit(chosen)
         self.passes += 1
         active = is_open.any(dim=1)
-        nothing = torch.zeros(int(active.sum()), dtype=torch.long, device=self.device)
+        nothing = torch.zeros_like(self.known)
         logs = logs.gather(-1, drawn[..., None])[..., 0]
-        texts, rows = active.nonzero()[:, 0], (text, drawn, logs, chosen)
-        positions, tokens, logs, valid = (value[active] for value in rows)
-        return Event(self.passes, texts, positions, tokens, logs, valid, nothing, nothing, nothing, nothing.double())
+        texts = torch.arange(len(text), device=self.device)
+        return Event(
+            self.passes, texts, text, drawn, logs, chosen, active, nothing, nothing, nothing, nothing.double()
+        )  # fmt: skip
 
     def _predict(self) -> tuple[Tensor, Tensor]:
         """Laws of all text positions from the committed tokens: as sampled, and the model's own; (B, N, V) each."""

@@ -154,7 +154,7 @@ def collect(request: Request, events: Iterator[Event]) -> Generation:
         tokens[at] = event.tokens.cpu()[row, column]
         logs[at] = event.log_probs.cpu()[row, column]
         steps[at] = event.step
-        passes[texts] += 1
+        passes[texts] += event.active.cpu().long()
         for total, value in (
             (tested, event.tested), (accepted, event.accepted), (ties, event.ties), (bound, event.bound),
         ):  # fmt: skip

@@ -177,40 +177,47 @@ def write(
     held_out = {(s.order, s.blocks): s.nats_per_token for s in scores}
     speed, samples = [], []
     for streams in STREAMS:
-        mode = "sequential" if streams == 1 else "parallel"
-        options: dict[str, Any] = {
-            "prompt": prompt,
-            "streams": streams,
-            "mode": mode,
-            "seed": seed,
-            "stop": False,
-            "top_p": 0.9,
-        }
-        decode.generate(model, length=8 * streams, **options)  # warm up
-        began = time.perf_counter()
-        out = decode.generate(model, length=NEW_TOKENS, **options)
-        seconds = time.perf_counter() - began
-        with torch.inference_mode():
-            likelihood = nll(model, out.tokens, Order.left_to_right(*out.tokens.shape))[0, PROMPT_TOKENS:].mean().item()
-        key = ("left_to_right", "sequential") if streams == 1 else (f"strided:{streams}", "parallel")
-        row = {
-            "streams": streams,
-            "mode": mode,
-            "batch": 1,
-            "seconds": seconds,
-            "forward_passes": out.forward_passes,
-            "tokens": NEW_TOKENS,
-            "tokens_per_second": NEW_TOKENS / seconds,
-            "nats_per_token": held_out[key],
-            "nats_left_to_right": likelihood,
-        }
-        pace = f"{seconds:.2f} s, {NEW_TOKENS / seconds:.0f} tokens/s"
-        say(f"     S = {streams}: {NEW_TOKENS} tokens in {out.forward_passes} passes, {pace}")
-        speed.append(row)
-        title = f"{streams} stream{'s' * (streams > 1)}"
-        samples.append(
-            sample(tokenizer, out, title, f"{out.forward_passes} passes for {NEW_TOKENS} tokens, top-p 0.9.")
-        )
+        texts = {}
+        for mode in ("sequential",) if streams == 1 else ("sequential", "exact", "parallel"):
+            options: dict[str, Any] = {
+                "prompt": prompt,
+                "streams": streams,
+                "mode": mode,
+                "seed": seed,
+                "stop": False,
+                "top_p": 0.9,
+            }
+            decode.generate(model, length=8 * streams, **options)  # warm up
+            began = time.perf_counter()
+            out = decode.generate(model, length=NEW_TOKENS, **options)
+            seconds = time.perf_counter() - began
+            texts[mode] = out
+            with torch.inference_mode():
+                likelihood = nll(model, out.tokens, Order.left_to_right(*out.tokens.shape))[0, PROMPT_TOKENS:].mean()
+            order = "left_to_right" if streams == 1 else f"strided:{streams}"
+            row = {
+                "streams": streams,
+                "mode": mode,
+                "batch": 1,
+                "seconds": seconds,
+                "forward_passes": out.forward_passes,
+                "tokens": NEW_TOKENS,
+                "tokens_per_second": NEW_TOKENS / seconds,
+                "nats_per_token": held_out[order, "parallel" if mode == "parallel" else "sequential"],
+                "nats_left_to_right": likelihood.item(),
+            }
+            pace = f"{seconds:.2f} s, {NEW_TOKENS / seconds:.0f} tokens/s"
+            say(f"     S = {streams} {mode:<10} {NEW_TOKENS} tokens in {out.forward_passes:3} passes, {pace}")
+            speed.append(row)
+        if streams == 1:
+            title, caption = "1 stream", f"{NEW_TOKENS} passes for {NEW_TOKENS} tokens, top-p 0.9."
+            samples.append(sample(tokenizer, texts["sequential"], title, caption))
+            continue
+        same = int((texts["exact"].tokens == texts["sequential"].tokens)[0, PROMPT_TOKENS:].sum())
+        say(f"     S = {streams}: exact and sequential agree in {same} of {NEW_TOKENS} tokens")
+        caption = f"Exact: {texts['exact'].forward_passes} passes for {NEW_TOKENS} tokens, top-p 0.9; "
+        caption += f"{same} of them are those that one token at a time gives for the same seed."
+        samples.append(sample(tokenizer, texts["exact"], f"{streams} streams", caption))
     return speed, samples
 
 
@@ -221,7 +228,7 @@ def fill(model: Armd, tokenizer: Tokenizer, valid: TokenDataset, seed: int) -> l
         say("     no short function in the held-out files: the infilling example is left out")
         return []
     template, original = cut_holes(tokenizer, source)
-    out = decode.generate(model, template=template, mode="parallel", temperature=0.5, seed=seed)
+    out = decode.generate(model, template=template, temperature=0.5, seed=seed)
     holes = sum(t < 0 for t in template)
     caption = (
         f"{holes} tokens in {len(original)} holes, {out.forward_passes} passes. Cut out were: {'   '.join(original)}"

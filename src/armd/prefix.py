@@ -64,7 +64,8 @@ class Aggregate(Prefix):
 
     def at(self, table: Table, ranks: Ranks, slots: Slots, slot_ranks: Slots) -> Float[Tensor, "B T D"]:
         table, ranks = table[:, : len(self.P)], ranks[:, : len(self.P)]  # a cache has padding rows behind the slots
-        weight = self.P[slots] @ self.P[: table.shape[1]].T  # (B, T, M)
+        P = self.P.to(torch.promote_types(table.dtype, torch.float32))
+        weight = P[slots] @ P[: table.shape[1]].T  # (B, T, M)
         seen = ranks[:, None, :] < slot_ranks[:, :, None]
         total = (weight * seen).to(table.dtype) @ table  # bf16 under autocast
         return self.norm(total.to(table.dtype))

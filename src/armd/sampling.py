@@ -69,7 +69,10 @@ def gumbel(
 
     `draw` numbers independent coins for the same token: the noise of draw 0 is the one fixed for good.
     """
-    return -_uniform(seed, samples, positions, vocab_size, draw).log_().neg_().log_()
+    noise = torch.empty(*positions.shape, vocab_size, dtype=torch.float64, device=positions.device)
+    for part, where in zip(noise.split(4, dim=1), positions.split(4, dim=1), strict=True):  # a few rows fit a cache
+        part.copy_(_uniform(seed, samples, where, vocab_size, draw).log_().neg_().log_().neg_())
+    return noise
 
 
 def coin(

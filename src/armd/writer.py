@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +43,7 @@ class Event:
         tokens: (R, T) long.
         log_probs: (R, T) float64, nats: log p of each token under the model (temperature 1, nothing cut off).
         valid: (R, T) bool.
+        active: (R,) bool, texts that were not finished before.
         tested, accepted: (R,) long, drafts checked and found right in this pass.
         ties: (R,) long, tokens whose choice rounding could have changed (see `checks.TIE`).
         bound: (R,) float64, total variation spent by `tolerance`.
@@ -55,6 +55,7 @@ class Event:
     tokens: Int[Tensor, "R T"]
     log_probs: Float[Tensor, "R T"]
     valid: Bool[Tensor, "R T"]
+    active: Bool[Tensor, "R"]
     tested: Int[Tensor, "R"]
     accepted: Int[Tensor, "R"]
     ties: Int[Tensor, "R"]
@@ -86,7 +87,9 @@ class Writer:
     def __init__(self, model: Transformer, request: Request, rows: int, compiled: bool = False) -> None:
         self.model, self.request, self.device = model, request, model.device
         self.static = compiled or model.device.type == "cuda"
-        self.waiting = iter(range(rows, len(request)))
+        texts = (request.tokens < 0).any(dim=1).nonzero()[:, 0]  # the others are whole already
+        rows = min(rows, len(texts))
+        self.waiting = iter(texts[rows:].tolist())
         self.length = request.tokens.shape[1]
         self.parallel = request.mode == "parallel"
         sizes = request.order.block_ends - request.order.block_starts
@@ -97,8 +100,8 @@ class Writer:
             self.cache.forget(torch.arange(rows, device=self.device))
         else:
             self.advance, self.cache = model.advance, model.new_cache(rows, self.length)
-        self.passes = 0
-        for name, value in self._fresh(torch.arange(rows)).items():
+        self.passes, self.steady = 0, False  # steady: no row has known tokens still to be read
+        for name, value in self._fresh(texts[:rows]).items():
             setattr(self, name, value)
         self.check: Check = BY_NAME[request.check](request, rows, self.window, model.config.vocab_size, self.device)
 
@@ -125,23 +128,26 @@ class Writer:
             "texts": texts, "samples": self.request.samples[texts][:, None], "positions": order.positions,
             "tokens": F.pad(tokens, (0, 1)), "starts": order.block_starts, "ends": order.block_ends,
             "known": known, "done": known, "frontier": known, "cached": nothing, "filled": nothing, "age": nothing,
-            "finished": known == self.length,
+            "finished": torch.zeros_like(texts, dtype=torch.bool),
         }  # fmt: skip
         return {name: value.to(self.device) for name, value in state.items()}
 
     @torch.inference_mode()
     def make_room(self) -> bool:
         """Put waiting texts into the rows of finished ones, or drop such rows; false when all is written."""
-        free = self.finished.nonzero()[:, 0]
-        texts = [text for _, text in zip(free.tolist(), self.waiting, strict=False)]
+        free = [row for row, finished in enumerate(self.finished.tolist()) if finished]  # the one wait for the device
+        texts = [text for _, text in zip(free, self.waiting, strict=False)]
         if texts:
-            free = free[: len(texts)]
+            rows = torch.tensor(free[: len(texts)], device=self.device)
             for name, value in self._fresh(torch.tensor(texts)).items():
-                setattr(self, name, getattr(self, name).index_copy(0, free, value))
-            self.cache.forget(free)
+                setattr(self, name, getattr(self, name).index_copy(0, rows, value))
+            self.cache.forget(rows)
+            self.steady = False
+        elif len(free) == len(self.finished):
+            return False
         elif 2 * len(free) >= len(self.finished) and not self.compiled:  # not for every row: a copy costs about a pass
             self._keep((~self.finished).nonzero()[:, 0])
-        return bool((~self.finished).any())
+        return True
 
     def _keep(self, rows: Tensor) -> None:
         for name in self._fresh(torch.tensor([0])):
@@ -163,7 +169,8 @@ class Writer:
         logits = F.linear(hidden, self.model.head_weight)
         verdict = self.check(logits, self.samples, positions, drafts, tested, self.age)
         chosen, run = verdict.chosen, verdict.run
-        logs = logits.gather(-1, chosen[..., None])[..., 0].double() - logits.float().logsumexp(dim=-1).double()
+        mass = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)
+        logs = logits.gather(-1, chosen[..., None])[..., 0].double() - mass.double()
 
         available = inside.sum(dim=1)
         count = available if self.parallel else torch.minimum(run + 1, available)
@@ -177,13 +184,15 @@ class Writer:
         self.frontier = self.done if self.parallel else torch.where(self.finished, self.frontier, last)
         self.age = self.age + 1
         self.passes += 1
-        texts, taking_part = self.texts, ~self.finished
-        self.finished = self._finished()
-        event = Event(
-            self.passes, texts, positions, chosen, logs, commit, met.sum(dim=1), torch.minimum(run, met.sum(dim=1)),
-            ties=(verdict.ties & commit).sum(dim=1), bound=(verdict.variation * met).sum(dim=1),
+        active, self.finished, self.steady = ~self.finished, self._finished(), True
+        tested_now = met.sum(dim=1)
+        return Event(
+            self.passes, self.texts, positions, chosen, logs, commit, active,
+            tested=tested_now,
+            accepted=torch.minimum(run, tested_now),
+            ties=(verdict.ties & commit).sum(dim=1),
+            bound=(verdict.variation * met).sum(dim=1),
         )  # fmt: skip
-        return event if bool(taking_part.all()) else _rows_of(event, taking_part)
 
     def _last(self) -> Tensor:
         """One past the last rank that the pass predicts."""
@@ -195,7 +204,7 @@ class Writer:
         """Hidden rows of the ranks from `done` on, (R, T, D), and the pass that makes them."""
         N, spare = self.length, self.cache.spare
         # Content: all tokens not yet cached. Padding rows go to the spare column and see BOS only.
-        steady = self.static and bool((self.filled == self.done).all())
+        steady = self.static and self.steady
         columns = self.cached[:, None] + self._range(self.frontier + 1 - self.cached, steady)
         real = (columns <= self.frontier[:, None]) & ~self.finished[:, None]
         rank = (columns - 1).clamp(0, N - 1)
@@ -219,9 +228,9 @@ class Writer:
         target_slots, target_columns = self.positions.gather(1, ranks) + 1, torch.where(wanted, ranks, spare)
         advance = self.advance if steady else self.model.advance
         hidden = advance(self.cache, tokens, slots, columns, target_slots, target_columns, limits, see)
-        skip = self.done - self.filled  # the rows of known ranks have done their work
-        if not bool(skip.any()):
+        if self.steady:
             return hidden
+        skip = self.done - self.filled  # the rows of known ranks have done their work
         index = skip[:, None] + self._range(last - self.done, False)
         return hidden.gather(1, index.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[2]))
 
@@ -244,9 +253,3 @@ class Writer:
         end = torch.where(is_stop, self.positions, self.length).amin(dim=1)
         before_end = (written & (self.positions < end[:, None])).sum(dim=1)
         return over | (before_end == end)
-
-
-def _rows_of(event: Event, rows: Tensor) -> Event:
-    """The event without rows that take no part any more."""
-    values: dict[str, Any] = {name: value[rows] for name, value in vars(event).items() if name != "step"}
-    return Event(step=event.step, **values)

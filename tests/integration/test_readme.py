@@ -23,6 +23,16 @@ def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert "torch.Size([1, 67]) 19" in capsys.readouterr().out  # 4 heads and 15 groups
 
 
+def test_the_check_of_the_decoding_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    load = re.compile(r'^model, tokenizer = armd.load\("run"\).*$', re.MULTILINE)
+    assert load.search(block)
+    small = "model = armd.Armd(armd.ArmdConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2))"
+    exec(compile(load.sub(small, block), "decoding.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("256 ")
+
+
 def test_commands_exist() -> None:
     commands = re.findall(r"^armd (\w+)", README, re.MULTILINE)
     assert set(commands) == {name.split()[0] for name in COMMANDS} - {"demo"} and "make demo" in README
