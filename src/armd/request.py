@@ -67,6 +67,15 @@ def make_request(
     stop: bool | Sequence[int] = True,
 ) -> Request:
     """Check the arguments of `decode.generate`, which explains them, and lay out tokens and order."""
+    for name, value in (
+        ("length", length), ("streams", streams), ("drafts", drafts), ("top_k", top_k), ("seed", seed),
+        ("batch_size", batch_size),
+    ):  # fmt: skip
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise UserError(f"{name}={value!r} must be an integer")
+    for name, number in (("tolerance", tolerance), ("temperature", temperature), ("top_p", top_p)):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            raise UserError(f"{name}={number!r} must be a number")
     check_sampling(temperature, top_k, top_p)
     if not -(2**63) <= seed < 2**63:
         raise UserError(f"seed={seed} must fit in 64 bits")
@@ -74,6 +83,8 @@ def make_request(
         raise UserError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
     if check not in CHECKS:
         raise UserError(f"check={check!r} is unknown; choose one of {', '.join(CHECKS)}")
+    if check != "noise" and mode != "exact":
+        raise UserError(f"check={check!r} is a way to check drafts: it needs mode='exact'")
     if not 0 <= tolerance <= 1 or (tolerance > 0 and (mode, check) != ("exact", "rejection")):
         raise UserError(
             f"tolerance={tolerance} must be between 0 and 1, and above 0 only with mode='exact', check='rejection'"
@@ -82,10 +93,12 @@ def make_request(
         raise UserError(f"drafts={drafts} must be >= 0, and needs mode='exact'")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
+    limit = model.config.max_position_embeddings
     if template is not None:
         if length is not None or prompt is not None or streams != 1:
             raise UserError("template cannot be combined with length, prompt or streams: its holes say it all")
         tokens = _tokens("template", template, batch_size, model, lowest=-1)
+        _check_room(f"template of {tokens.shape[1]}", tokens.shape[1], limit)
         holes = tokens < 0
         if not holes.any():
             raise UserError("template has no hole: mark at least one position with -1")
@@ -95,22 +108,19 @@ def make_request(
         if length is None or length < 1:
             raise UserError(f"length={length} must be at least 1 new token")
         known = _tokens("prompt", [] if prompt is None else prompt, batch_size, model, lowest=0)
+        _check_room(f"prompt {known.shape[1]} + length {length}", known.shape[1] + length, limit)
         tokens = F.pad(known, (0, length), value=-1)
         order = Order.strided(len(tokens), tokens.shape[1], streams, prompt=known.shape[1])
     if not model.any_order and (template is not None or streams != 1 or drafts):
         raise UserError("an autoregressive model writes left to right only: no template, streams=1, no drafts")
-    limit = model.config.max_position_embeddings
-    if tokens.shape[1] > limit:
-        parts = f"template of {tokens.shape[1]}"
-        if length is not None:
-            parts = f"prompt {tokens.shape[1] - length} + length {length}"
-        raise UserError(f"{parts} tokens exceed max_position_embeddings={limit}")
+    if drafts is None:
+        drafts = 2 * streams - 2
     return Request(
         tokens,
         order if mode == "parallel" else order.sequential(),
         torch.arange(len(tokens)),
         mode,
-        (2 * streams - 2 if drafts is None else drafts) if mode == "exact" else 0,
+        min(drafts, tokens.shape[1] - 1) if mode == "exact" else 0,
         check,
         tolerance,
         temperature,
@@ -119,6 +129,11 @@ def make_request(
         seed,
         () if template is not None else _stop(stop, model),
     )
+
+
+def _check_room(parts: str, tokens: int, limit: int) -> None:
+    if tokens > limit:
+        raise UserError(f"{parts} tokens exceed max_position_embeddings={limit}")
 
 
 def _stop(stop: bool | Sequence[int], model: Transformer) -> tuple[int, ...]:

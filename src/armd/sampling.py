@@ -20,8 +20,8 @@ _DRAW = -2960836687050489127  # an odd constant that keeps draws apart from samp
 
 def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
     """Refuse impossible sampling settings by name."""
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature={temperature} must be a number >= 0 (0 is greedy)")
+    if temperature != 0 and not 1e-4 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature} must be 0 (greedy) or a number >= 0.0001")
     if top_k < 0:
         raise UserError(f"top_k={top_k} must be >= 0 (0 is off)")
     if not 0 < top_p <= 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -30,6 +33,17 @@ BAD = {
     "template cannot be combined": {"template": [1, -1], "length": 3},
     "template of 30": {"template": [-1] * 30},
     "template holds token": {"template": [-2, 1]},
+    "temperature=1e-320": {"length": 8, "temperature": 1e-320},
+    "length 20000000000 tokens exceed": {"length": 2 * 10**10},
+    "must fit in 64 bits": {"length": 8, "seed": 2**63},
+    "drafts=-1": {"length": 8, "drafts": -1},
+    "drafts=2 must be >= 0, and needs mode='exact'": {"length": 8, "drafts": 2, "mode": "parallel"},
+    "check='luck' is unknown": {"length": 8, "check": "luck"},
+    "check='rejection' is a way to check drafts": {"length": 8, "check": "rejection", "mode": "parallel"},
+    "tolerance=0.1": {"length": 8, "tolerance": 0.1},
+    "tolerance=1.5": {"length": 8, "tolerance": 1.5, "check": "rejection"},
+    "stop=11 must be a token": {"length": 8, "stop": [11]},
+    "rows=0": {"length": 8, "rows": 0},
 }
 
 
@@ -38,6 +52,32 @@ def test_bad_argument(message: str) -> None:
     with pytest.raises(ValueError) as caught:
         generate(make_model(), **BAD[message])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_types_are_named() -> None:
+    """In a process of its own: here the shape checks of the tests would speak first."""
+    program = """
+import armd
+model = armd.Armd(armd.ArmdConfig(vocab_size=11, hidden_size=16, num_attention_heads=2, num_hidden_layers=1))
+for name in ("length", "streams", "drafts", "top_k", "seed", "batch_size", "temperature", "top_p", "tolerance"):
+    for value in ("x", 1.5, True, [2]):
+        if value == 1.5 and name in ("temperature", "top_p", "tolerance"):
+            continue
+        try:
+            armd.generate(model, **{"length": 8, name: value})
+        except armd.UserError as error:
+            assert str(error).startswith(f"{name}={value!r} must be"), error
+        else:
+            raise AssertionError((name, value))
+for prompt in ([1.7], "abc", [[1], [2, 3]]):
+    try:
+        armd.generate(model, length=8, prompt=prompt)
+    except armd.UserError as error:
+        assert "prompt must be token ids" in str(error)
+    else:
+        raise AssertionError(prompt)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(("field", "value"), [
