@@ -64,9 +64,8 @@ def main() -> None:
                        "cost": cost.mean().item(), "first_stream": cost[0].sum().item() / length,
                        "other_streams_by_place": places}  # fmt: skip
                 rows.append(row)
-                parts = f"stream 1 {row['first_stream']:+.4f}, " + ", ".join(
-                    f"places {name} {value:+.4f}" for name, value in places.items()
-                )
+                shown = {"stream 1": row["first_stream"], **{f"places {name}": value for name, value in places.items()}}
+                parts = ", ".join(f"{name} {value:+.4f}" for name, value in shown.items())
                 print(f"  S = {streams:2}, delay {delay:2}: {row['cost']:+.4f}, of which {parts}")
     record = {
         "command": f"python benchmarks/strided.py --tokens {args.tokens}",

@@ -27,7 +27,7 @@ from armd.masks import Visibility, before
 from armd.model import Armd
 from armd.orders import Order
 from armd.request import Request
-from armd.sampling import gumbel, log_probs
+from armd.sampling import gumbel, log_probs, warp
 from armd.writer import Event
 
 Rule = Callable[[Tensor, Tensor, float], Tensor]
@@ -37,11 +37,11 @@ def by_margin(law: Tensor, is_open: Tensor, budget: float) -> Tensor:
     """The hole whose two most likely tokens are furthest apart (Kim et al., 2025, arXiv 2502.06768).
 
     Args:
-        law: (B, N, V) log-probabilities by text position.
-        is_open: (B, N) bool, true at holes still to be written.
+        law: (B, H, V) log-probabilities of the open holes under the model itself, temperature 1 and nothing cut off.
+        is_open: (B, H) bool, false at padding.
 
     Returns:
-        (B, N) bool, the holes to write now.
+        (B, H) bool, the holes to write now.
     """
     best = law.exp().topk(min(2, law.shape[-1]), dim=-1).values
     return _first(best[..., 0] - best[..., -1], is_open)
@@ -102,14 +102,9 @@ def generate_adaptive(model: Armd, request: Request, rule: str = "margin", budge
         raise UserError(f"budget={budget} must be a number of nats >= 0")
     if not isinstance(model, Armd):
         raise UserError("adaptive orders need an armd model: an autoregressive one has a single order")
-    was_training = model.training
-    model.eval()
-    try:
-        writer = _Writer(model, request, RULES[rule], budget)
-        generation = collect(replace(request, stop=()), writer.events())
-        return Adaptive(generation, writer.order())
-    finally:
-        model.train(was_training)
+    writer = _Writer(model, request, RULES[rule], budget)
+    generation = collect(replace(request, stop=()), writer.events())
+    return Adaptive(generation, writer.order())
 
 
 class _Writer:
@@ -136,42 +131,47 @@ class _Writer:
         while bool((self.tokens < 0).any()):
             yield self.step()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> Event:
-        """One forward pass: read what is new, predict all holes, let the rule choose, write."""
+        """One forward pass: read what is new, predict all open holes, let the rule choose, write."""
+        N, r = self.tokens.shape[1], self.request
         is_open = self.tokens < 0
-        law, logs = self._predict()
-        chosen = self.rule(law, is_open, self.budget) & is_open
-        text, samples = self.text, self.request.samples.to(self.device)[:, None]
-        drawn = (law + gumbel(self.request.seed, samples, text, law.shape[-1])).argmax(dim=-1)
-        self.tokens = torch.where(chosen, drawn, self.tokens)
-        self._commit(chosen)
+        most = int(is_open.sum(dim=1).max())
+        holes = torch.where(is_open, self.text, N).sort(dim=1).values[:, :most]  # (B, H), padded with N
+        real, at = holes < N, holes.clamp(max=N - 1)
+        with self.model.evaluating():
+            logits = F.linear(self._predict(at, real), self.model.head_weight)
+        own = log_probs(logits)
+        chosen = self.rule(own, real, self.budget) & real
+        score = warp(logits, r.temperature, r.top_k, r.top_p)
+        if r.temperature > 0:
+            score = score + gumbel(r.seed, r.samples.to(self.device)[:, None], at, logits.shape[-1])
+        new = score.argmax(dim=-1)
+        self.tokens = F.pad(self.tokens, (0, 1)).scatter(1, torch.where(chosen, at, N), new)[:, :N]
+        self._commit(at, chosen)
         self.passes += 1
-        active = is_open.any(dim=1)
-        nothing = torch.zeros_like(self.known)
-        logs = logs.gather(-1, drawn[..., None])[..., 0]
-        texts = torch.arange(len(text), device=self.device)
+        nothing, texts = torch.zeros_like(self.known), torch.arange(len(at), device=self.device)
+        logs = own.gather(-1, new[..., None])[..., 0]
         return Event(
-            self.passes, texts, text, drawn, logs, chosen, active, nothing, nothing, nothing, nothing.double()
+            self.passes, texts, at, new, logs, chosen, real.any(dim=1), nothing, nothing, None, nothing.double()
         )  # fmt: skip
 
-    def _predict(self) -> tuple[Tensor, Tensor]:
-        """Laws of all text positions from the committed tokens: as sampled, and the model's own; (B, N, V) each."""
-        (B, N), new, first, text = self.tokens.shape, self.new, self.passes == 0, self.text
-        spare = self.cache.spare
+    def _predict(self, holes: Tensor, real: Tensor) -> Tensor:
+        """Hidden rows of the holes from the committed tokens alone, (B, H, D)."""
+        (B, N), new, first, spare = self.tokens.shape, self.new, self.passes == 0, self.cache.spare
         start = self.done + 1 - int(first)  # with BOS in the first pass
         columns = start[:, None] + torch.arange(int(new.max()) + int(first), device=self.device)
-        real = columns < (start + new + int(first))[:, None]
+        reading = columns < (start + new + int(first))[:, None]
         rank = (columns - 1).clamp(0, N - 1)
         position = self.positions.gather(1, rank)
         tokens = self.tokens.gather(1, position).clamp(min=0)
         slots = torch.where(columns == 0, 0, position + 1)
         self.done = self.done + new
 
-        # Targets: every text position at column N + p; known ranks at their own in the first pass.
-        target_slots, own = text + 1, text + N
-        limits = (self.done + 1)[:, None].expand(-1, N)
-        earlier = self.done[:, None].expand(-1, N)  # prediction columns below: rows of committed ranks
+        # Targets: the hole at position p in column N + p; known ranks in their own in the first pass.
+        target_slots, own = holes + 1, torch.where(real, holes + N, spare)
+        limits = (self.done + 1)[:, None].expand_as(holes)
+        earlier = self.done[:, None].expand_as(holes)  # prediction columns below: rows of committed ranks
         if first:
             ranks = torch.arange(int(new.max()), device=self.device).expand(B, -1)
             evidence = ranks < new[:, None]
@@ -179,31 +179,23 @@ class _Writer:
             own = torch.cat((own, torch.where(evidence, ranks, spare)), dim=1)
             limits = torch.cat((limits, torch.where(evidence, ranks + 1, 1)), dim=1)
             earlier = torch.cat((earlier, torch.where(evidence, ranks, 0)), dim=1)
-        every = torch.arange(2 * N + 1, device=self.device)
+        every = torch.arange(spare + 1, device=self.device)  # with the spare column: padding rows see it
         see = Visibility.of_masks(
             before(torch.where(columns == 0, 1, rank + 2)[:, None, :, None], every),
             before(limits[:, None, :, None], every),
-            before(earlier[:, None, :, None], every)
-            | (every == own[:, None, :, None])
-            | (own == spare)[:, None, :, None],
+            before(earlier[:, None, :, None], every) | (every == own[:, None, :, None]),
         )
-        columns = torch.where(real, columns, spare)
-        hidden = self.model.advance(self.cache, tokens, slots, columns, target_slots, own, limits, see)[:, :N]
-        logits = F.linear(hidden, self.model.head_weight)
-        r = self.request
-        return log_probs(logits, r.temperature, r.top_k, r.top_p), log_probs(logits)
+        columns = torch.where(reading, columns, spare)
+        hidden = self.model.advance(self.cache, tokens, slots, columns, target_slots, own, limits, see)
+        return hidden[:, : holes.shape[1]]
 
-    def _commit(self, chosen: Tensor) -> None:
-        """Give the chosen positions the next ranks and move their prediction rows there."""
-        B, N = chosen.shape
-        count = self.new = chosen.sum(dim=1)
-        index = torch.arange(int(count.max()), device=self.device).expand(B, -1)
-        picked = torch.where(chosen, torch.arange(N, device=self.device), N).sort(dim=1).values[:, : index.shape[1]]
-        real = index < count[:, None]
-        rank = torch.where(real, self.done[:, None] + index, self.cache.spare)
-        source = torch.where(real, picked + N, self.cache.spare)
-        self.cache.prediction.move(source, rank)
-        for name, value in (("positions", picked), ("blocks", self.written[:, None].expand_as(picked))):
-            wide = F.pad(getattr(self, name), (0, self.cache.spare + 1 - N))
+    def _commit(self, holes: Tensor, chosen: Tensor) -> None:
+        """Give the chosen holes the next ranks and move their prediction rows there."""
+        N, spare = self.tokens.shape[1], self.cache.spare
+        rank = torch.where(chosen, self.done[:, None] + chosen.cumsum(dim=1) - 1, spare)
+        self.cache.prediction.move(torch.where(chosen, holes + N, spare), rank)
+        for name, value in (("positions", holes), ("blocks", self.written[:, None].expand_as(holes))):
+            wide = F.pad(getattr(self, name), (0, spare + 1 - N))
             setattr(self, name, wide.scatter(1, rank, value)[:, :N])
-        self.written = self.written + (count > 0)
+        self.new = chosen.sum(dim=1)
+        self.written = self.written + (self.new > 0)

@@ -132,16 +132,17 @@ def denoising(
         raise UserError(f"length={length} must be in 1..max_position_embeddings={model.config.max_position_embeddings}")
     if not 1 <= steps <= length or batch_size < 1:
         raise UserError(f"steps={steps} must be in 1..length={length} and batch_size={batch_size} at least 1")
-    model.eval()
     samples = torch.arange(batch_size, device=model.device)[:, None]
     positions = torch.arange(length, device=model.device).expand(batch_size, -1)
     tokens = torch.full_like(positions, -1)
     turns = coin(seed, samples, positions, draw=1).argsort(dim=1)  # a uniform order; draw 0 is the noise of the tokens
     for step in range(steps):
         at = turns[:, length * step // steps : length * (step + 1) // steps]  # positions to reveal: (B, T)
-        rows = model.denoise(tokens).gather(1, at[..., None].expand(-1, -1, model.config.hidden_size))
+        with model.evaluating():
+            rows = model.denoise(tokens)
+        rows = rows.gather(1, at[..., None].expand(-1, -1, model.config.hidden_size))
         scores = warp(F.linear(rows, model.head_weight), temperature)
         if temperature > 0:
-            scores += gumbel(seed, samples, at, scores.shape[-1])
+            scores = scores + gumbel(seed, samples, at, scores.shape[-1])
         tokens = tokens.scatter(1, at, scores.argmax(dim=-1))
         yield tokens

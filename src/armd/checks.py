@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from armd.request import Request
-from armd.sampling import coin, gumbel, warp
+from armd.sampling import coin, gumbel, warp, warp_within
 
 TIE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.25, torch.float16: 0.03}
 """A choice is reported as a tie if its two best scores are closer than what rounding moves logits by, in nats."""
@@ -26,13 +26,13 @@ class Verdict:
     Attributes:
         chosen: (R, T) long: accepted drafts, then the token that follows them, then the drafts of the next pass.
         run: (R,) long, drafts that stand, from the first on.
-        ties: (R, T) bool, choices closer than `TIE`.
+        ties: (R, T) bool, choices that rounding could have changed; None: not looked for.
         variation: (R, T) float64, total variation spent if the draft of that row was looked at.
     """
 
     chosen: Int[Tensor, "R T"]
     run: Int[Tensor, "R"]
-    ties: Bool[Tensor, "R T"]
+    ties: Bool[Tensor, "R T"] | None
     variation: Float[Tensor, "R T"]
 
 
@@ -53,16 +53,18 @@ class Noise:
             drafts: (R, T) tokens drafted for these ranks; tested: (R, T) bool, where there is one.
             age: (R,) passes the text has behind it.
         """
-        r = self.request
-        scores = warp(logits, r.temperature, r.top_k, r.top_p)
-        if r.temperature > 0:
-            scores = gumbel(r.seed, samples, positions, logits.shape[-1]).add_(scores)
-            best = scores.topk(min(2, scores.shape[-1]), dim=-1)
-            chosen, values = best.indices[..., 0], best.values
+        r, tie = self.request, TIE[logits.dtype]
+        if r.temperature == 0:
+            chosen, values = logits.argmax(dim=-1), logits.double().topk(min(2, logits.shape[-1]), dim=-1).values
+            ties = values[..., 0] - values[..., -1] < tie
         else:
-            chosen, values = scores.argmax(dim=-1), logits.double().topk(min(2, logits.shape[-1]), dim=-1).values
+            noise = gumbel(r.seed, samples, positions, logits.shape[-1])
+            law, loose, tight = warp_within(logits, r.temperature, r.top_k, r.top_p, tie)
+            best = (loose + noise).topk(min(2, noise.shape[-1]), dim=-1)
+            chosen = best.indices[..., 0] if loose is law else (law + noise).argmax(dim=-1)
+            ties = best.values[..., 0] - best.values[..., -1] < tie / r.temperature
+            ties |= (best.indices[..., 0] != chosen) | tight.gather(-1, chosen[..., None])[..., 0].isinf()
         run = ((chosen == drafts) & tested).long().cumprod(dim=1).sum(dim=1)
-        ties = values[..., 0] - values[..., -1] < TIE[logits.dtype] / (r.temperature or 1.0)
         return Verdict(chosen, run, ties, torch.zeros_like(chosen, dtype=torch.float64))
 
     def keep(self, rows: Tensor) -> None:
@@ -102,7 +104,7 @@ class Rejection:
         ahead = (index + run[:, None] + 1).clamp(max=T - 1)  # rows behind the first one not accepted: the next drafts
         self.laws[:, :T] = q.gather(1, ahead[..., None].expand_as(q))
         chosen = torch.where(index < run[:, None], drafts, drawn)
-        return Verdict(chosen, run, torch.zeros_like(tested), variation)
+        return Verdict(chosen, run, None, variation)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +28,13 @@ class Generation:
         lengths: (B,) long, tokens up to and including the first stop token after the prompt; N without one.
         steps: (B, N) long, the pass that wrote each token; 0 for given tokens, and for those after a stop token.
         log_probs: (B, N) float64, nats: log p of each written token under the model in the order and blocks it was
-            written, one token a block unless the mode is `parallel`; 0 where steps is 0.
+            written, one token a block unless the mode is `parallel`; 0 where steps is 0. In a text of several streams
+            that met a stop token they are given all that was written then, also what the end has since replaced.
         forward_passes: passes of the network, the one that reads the prompt included.
         passes: (B,) long, those in which a text took part.
         tested, accepted: (B,) long, drafts checked, and found right.
-        ties: (B,) long, tokens whose choice rounding could have changed (see `checks.TIE`).
+        ties: (B,) long, tokens whose choice rounding could have changed (see `checks.TIE`); None where that was not
+            looked for (rejection, adaptive orders).
         bound: (B,) float64, the total variation to the sequential law that `tolerance` spent on each text.
     """
 
@@ -43,7 +46,7 @@ class Generation:
     passes: Int[Tensor, "B"]
     tested: Int[Tensor, "B"]
     accepted: Int[Tensor, "B"]
-    ties: Int[Tensor, "B"]
+    ties: Int[Tensor, "B"] | None
     bound: Float[Tensor, "B"]
 
     @property
@@ -55,12 +58,12 @@ class Generation:
     @property
     def tokens_per_pass(self) -> float:
         """Tokens a text gains in a pass, all passes counted."""
-        return int((self.steps > 0).sum()) / int(self.passes.sum())
+        return int((self.steps > 0).sum()) / max(int(self.passes.sum()), 1)
 
     def row(self, index: int) -> Generation:
         """One of the texts."""
-        rows = {name: value[index : index + 1] for name, value in vars(self).items() if name != "forward_passes"}
-        return Generation(forward_passes=self.forward_passes, **rows)
+        values: dict[str, Any] = {k: v[[index]] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return Generation(**values)
 
 
 def generate(
@@ -130,14 +133,12 @@ def stream(model: Transformer, request: Request, rows: int | None = None, compil
     """Write the texts of a request, at most `rows` at once, yielding an event a forward pass."""
     if rows is not None and rows < 1:
         raise UserError(f"rows={rows} must be at least 1")
-    was_training = model.training
-    model.eval()
+    writer = Writer(model, request, min(rows or len(request), len(request)), compiled)
     try:
-        writer = Writer(model, request, min(rows or len(request), len(request)), compiled)
         while writer.make_room():
             yield writer.step()
     finally:
-        model.train(was_training)
+        writer.close()
 
 
 def collect(request: Request, events: Iterator[Event]) -> Generation:
@@ -145,7 +146,8 @@ def collect(request: Request, events: Iterator[Event]) -> Generation:
     tokens = request.tokens.clone()
     B = len(tokens)
     steps, logs = torch.zeros_like(tokens), torch.zeros(tokens.shape, dtype=torch.float64)
-    passes, tested, accepted, ties = torch.zeros(4, B, dtype=torch.long)
+    passes, tested, accepted = torch.zeros(3, B, dtype=torch.long)
+    ties: Tensor | None = torch.zeros(B, dtype=torch.long)
     bound, forward_passes = torch.zeros(B, dtype=torch.float64), 0
     for event in events:
         forward_passes, texts = event.step, event.texts.cpu()
@@ -155,10 +157,12 @@ def collect(request: Request, events: Iterator[Event]) -> Generation:
         logs[at] = event.log_probs.cpu()[row, column]
         steps[at] = event.step
         passes[texts] += event.active.cpu().long()
-        for total, value in (
-            (tested, event.tested), (accepted, event.accepted), (ties, event.ties), (bound, event.bound),
-        ):  # fmt: skip
+        for total, value in ((tested, event.tested), (accepted, event.accepted), (bound, event.bound)):
             total[texts] += value.cpu()
+        if ties is None or event.ties is None:
+            ties = None
+        else:
+            ties[texts] += event.ties.cpu()
     lengths = torch.full((B,), tokens.shape[1])
     if request.stop:
         stops = torch.isin(tokens, torch.tensor(request.stop)) & (request.tokens < 0)

@@ -45,7 +45,7 @@ class Filling:
         row: which of the fillings it is.
         evidence: nats, the estimated log p(text after the first hole | text before it, these lengths); None where
             all lengths were given.
-        generation: all fillings of this template that were drawn.
+        generation: all fillings that were drawn.
     """
 
     tokens: Int[Tensor, "N"]
@@ -73,41 +73,39 @@ def fill(model: Armd, parts: Sequence[Part], *, best_of: int = 1, seed: int = 0,
 
     Args:
         parts: known token ids (a list) and holes (a pair: least and most tokens; equal when the length is known).
-        best_of: fillings drawn for every combination of lengths; the one with the largest log-probability is kept.
-        options: further arguments of `generate`, such as temperature and mode.
+        best_of: fillings drawn; the one with the largest log-probability is kept.
+        options: further arguments of `generate`, such as temperature, mode or rows.
 
     Raises:
-        UserError: no hole, an impossible length, or more than `MOST_TEMPLATES` combinations of lengths.
+        UserError: no hole, an impossible length, nothing to tell lengths apart, or more than `MOST_TEMPLATES` of them.
     """
     if best_of < 1:
         raise UserError(f"best_of={best_of} must be at least 1")
     templates = _templates(parts, model.config.max_position_embeddings)
-    best: tuple[float, Generation, Tensor] | None = None
-    for template in templates:
-        out = generate(model, template=template, batch_size=best_of, seed=seed, **options)
-        value = evidence(model, template, out) if len(templates) > 1 else 0.0
-        if best is None or value > best[0]:
-            best = value, out, template
-    assert best is not None  # there is at least one template
-    value, out, template = best
+    template, value = templates[0], None
+    if len(templates) > 1:
+        values = [evidence(model, each, seed=seed) for each in templates]
+        value = max(values)
+        template = templates[values.index(value)]
+    out = generate(model, template=template, batch_size=best_of, seed=seed, **options)
     holes = hole_ranges(template)
     logs = hole_log_probs(out, holes)
     row = int(logs.sum(dim=1).argmax())
-    return Filling(out.tokens[row], holes, logs[row].tolist(), row, value if len(templates) > 1 else None, out)
+    return Filling(out.tokens[row], holes, logs[row].tolist(), row, value, out)
 
 
-@torch.inference_mode()
-def evidence(model: Armd, template: Int[Tensor, "N"], out: Generation) -> float:
-    """Log of the mean of p(holes and what follows the first one | before) / q(holes), over the fillings; in nats.
+@torch.no_grad()
+def evidence(model: Armd, template: Int[Tensor, "N"], draws: int = 32, seed: int = 0) -> float:
+    """An estimate of log p(what follows the first hole | what is before it, these lengths), nats.
 
-    p is the left-to-right law, q the law the holes were filled with, at temperature 1 with nothing cut off: fillings
-    drawn otherwise make it a score, no longer an estimate.
+    The mean of p(holes and what follows) / q(holes) over fillings drawn from q itself: temperature 1, nothing cut off.
     """
+    out = generate(model, template=template, batch_size=draws, seed=seed)
     first = hole_ranges(template)[0].start
     tokens = out.tokens.to(model.device)
-    p = -nll(model, tokens, Order.left_to_right(*tokens.shape))[:, first:].double().sum(dim=1).cpu()
-    q = out.log_probs.sum(dim=1)
-    return float(torch.logsumexp(p - q, dim=0)) - math.log(len(tokens))
+    with model.evaluating():
+        p = -nll(model, tokens, Order.left_to_right(*tokens.shape))[:, first:].double().sum(dim=1).cpu()
+    return float(torch.logsumexp(p - out.log_probs.sum(dim=1), dim=0)) - math.log(draws)
 
 
 def only_template(parts: Sequence[Part], limit: int) -> Tensor:
@@ -118,8 +116,10 @@ def only_template(parts: Sequence[Part], limit: int) -> Tensor:
 def _templates(parts: Sequence[Part], limit: int) -> list[Tensor]:
     """One template for every combination of hole lengths."""
     choices: list[list[list[int]]] = []
-    for part in parts:
+    for i, part in enumerate(parts):
         if isinstance(part, tuple):
+            if i and isinstance(parts[i - 1], tuple):
+                raise UserError("two holes stand side by side: write them as one")
             low, high = part
             if not 1 <= low <= high:
                 raise UserError(
@@ -130,6 +130,8 @@ def _templates(parts: Sequence[Part], limit: int) -> list[Tensor]:
             choices.append([[-1] * size for size in range(low, high + 1)])
         else:
             choices.append([list(part)])
+    if choices and len(choices[-1]) > 1:
+        raise UserError("the last hole has no text behind it, so nothing tells its lengths apart: give one length")
     count = math.prod(len(choice) for choice in choices)
     if count > MOST_TEMPLATES:
         raise UserError(f"the holes have {count} combinations of lengths; at most {MOST_TEMPLATES} are tried")

@@ -15,7 +15,8 @@ the one it predicts: in left-to-right order that is exactly where an autoregress
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +142,18 @@ class Transformer(nn.Module):
     def content_layers(self) -> int:
         """Layers, from the first on, whose keys and values come from content rows."""
         raise NotImplementedError
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the context dropout is off; afterwards the model is in the mode it was in."""
+        if not self.training:
+            yield
+            return
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
 
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor
 from armd.errors import UserError
 from armd.model import Transformer
 from armd.orders import Order
-from armd.sampling import check_sampling
+from armd.sampling import check_sampling, check_seed
 
 MODES = ("exact", "sequential", "parallel")
 CHECKS = ("noise", "rejection")
@@ -77,8 +77,7 @@ def make_request(
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             raise UserError(f"{name}={number!r} must be a number")
     check_sampling(temperature, top_k, top_p)
-    if not -(2**63) <= seed < 2**63:
-        raise UserError(f"seed={seed} must fit in 64 bits")
+    check_seed(seed)
     if mode not in MODES:
         raise UserError(f"mode={mode!r} is unknown; choose one of {', '.join(MODES)}")
     if check not in CHECKS:

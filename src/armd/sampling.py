@@ -8,6 +8,8 @@ the tail and lowers the effective temperature (arXiv 2409.02908).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,6 +30,12 @@ def check_sampling(temperature: float, top_k: int, top_p: float) -> None:
         raise UserError(f"top_p={top_p} must be above 0 and at most 1 (1 is off)")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the counters cannot hold."""
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed={seed} must fit in 64 bits")
+
+
 def warp(
     logits: Float[Tensor, "*R V"], temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> Float[Tensor, "*R V"]:
@@ -39,20 +47,39 @@ def warp(
         top_k: keep the k most likely tokens (0: all). Tokens equal to the k-th are kept.
         top_p: keep the most likely tokens until their mass reaches p.
     """
+    return warp_within(logits, temperature, top_k, top_p, 0.0)[0]
+
+
+def warp_within(
+    logits: Float[Tensor, "*R V"], temperature: float, top_k: int, top_p: float, slack: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The law of `warp`, and the largest and the smallest set of tokens it could keep if every logit moved by `slack`.
+
+    Where nothing is cut off the three are one tensor.
+    """
     logits = logits.double()
     if temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
+        law = torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
+        return law, law, law
     if temperature != 1:
-        logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
-    if top_p < 1:
-        ranked, index = logits.sort(dim=-1, descending=True, stable=True)
-        mass = ranked.softmax(dim=-1)
-        cut = (mass.cumsum(dim=-1) - mass) >= top_p  # the mass before a token already reaches p; never the first
-        logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, index, cut), -torch.inf)
-    return logits
+        logits, slack = logits / temperature, slack / temperature
+    by_k = 0 < top_k < logits.shape[-1]
+    if not by_k and top_p == 1:
+        return logits, logits, logits
+    ranked, index = logits.sort(dim=-1, descending=True, stable=True)
+
+    def cut(slack: float) -> Tensor:
+        kept = torch.ones_like(ranked, dtype=torch.bool)
+        if by_k:
+            kept = ranked >= ranked[..., top_k - 1 : top_k] - 2 * slack
+        if top_p < 1:
+            mass = torch.where(kept, ranked, -torch.inf).softmax(dim=-1)
+            kept &= (mass.cumsum(dim=-1) - mass) * math.exp(-2 * slack) < top_p  # the mass before a token
+        kept[..., 0] = True
+        return logits.masked_fill(~torch.zeros_like(kept).scatter(-1, index, kept), -torch.inf)
+
+    return (law := cut(0.0)), cut(slack) if slack else law, cut(-slack) if slack else law
 
 
 def log_probs(

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +44,7 @@ class Event:
         valid: (R, T) bool.
         active: (R,) bool, texts that were not finished before.
         tested, accepted: (R,) long, drafts checked and found right in this pass.
-        ties: (R,) long, tokens whose choice rounding could have changed (see `checks.TIE`).
+        ties: (R,) long, tokens whose choice rounding could have changed (see `checks.TIE`); None: not looked for.
         bound: (R,) float64, total variation spent by `tolerance`.
     """
 
@@ -58,18 +57,27 @@ class Event:
     active: Bool[Tensor, "R"]
     tested: Int[Tensor, "R"]
     accepted: Int[Tensor, "R"]
-    ties: Int[Tensor, "R"]
+    ties: Int[Tensor, "R"] | None
     bound: Float[Tensor, "R"]
 
 
-@lru_cache(maxsize=4)
-def _compiled(model: Transformer, rows: int, length: int) -> tuple[Callable[..., Tensor], Cache]:
-    """The compiled pass and the cache it was compiled for: a CUDA graph writes to the very same memory each time."""
+def _take_compiled(model: Transformer, rows: int, length: int) -> tuple[Callable[..., Tensor], Cache]:
+    """A compiled pass with the cache it was compiled for: a CUDA graph writes to the very same memory each time.
+
+    It is taken out of the model's store while a writer uses it, so that two writers never share a cache.
+    """
+    stored: Any = model.__dict__.setdefault("compiled_passes", {}).pop(_compiled_key(model, rows, length), None)
+    if stored is not None:
+        return stored[0], stored[1]
     graph = model.device.type == "cuda"
-    store = model.new_cache(rows, length)
+    cache = model.new_cache(rows, length)
     if graph:
-        store.fix_addresses()
-    return torch.compile(model.advance, dynamic=False, mode="reduce-overhead" if graph else None), store
+        cache.fix_addresses()
+    return torch.compile(model.advance, dynamic=False, mode="reduce-overhead" if graph else None), cache
+
+
+def _compiled_key(model: Transformer, rows: int, length: int) -> tuple[Any, ...]:
+    return rows, length, model.bos.dtype, model.device
 
 
 class Writer:
@@ -96,7 +104,7 @@ class Writer:
         self.window = int(sizes.max()) if self.parallel else 1 + request.drafts
         self.compiled = compiled
         if compiled:
-            self.advance, self.cache = _compiled(model, rows, self.length)
+            self.advance, self.cache = _take_compiled(model, rows, self.length)
             self.cache.forget(torch.arange(rows, device=self.device))
         else:
             self.advance, self.cache = model.advance, model.new_cache(rows, self.length)
@@ -104,6 +112,12 @@ class Writer:
         for name, value in self._fresh(texts[:rows]).items():
             setattr(self, name, value)
         self.check: Check = BY_NAME[request.check](request, rows, self.window, model.config.vocab_size, self.device)
+
+    def close(self) -> None:
+        """Give a compiled pass back for the next writer."""
+        if self.compiled:
+            key = _compiled_key(self.model, self.cache.ranks.shape[0], self.length)
+            self.model.__dict__["compiled_passes"][key] = self.advance, self.cache
 
     texts: Tensor
     samples: Tensor
@@ -132,7 +146,7 @@ class Writer:
         }  # fmt: skip
         return {name: value.to(self.device) for name, value in state.items()}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def make_room(self) -> bool:
         """Put waiting texts into the rows of finished ones, or drop such rows; false when all is written."""
         free = [row for row, finished in enumerate(self.finished.tolist()) if finished]  # the one wait for the device
@@ -155,9 +169,13 @@ class Writer:
         self.check.keep(rows)
         self.cache.keep(rows)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> Event:
         """One forward pass: read, predict, choose, check, commit."""
+        with self.model.evaluating():
+            return self._step()
+
+    def _step(self) -> Event:
         last = torch.where(self.finished, self.filled, self._last())
         hidden = self._predict(last)
         ranks = self.done[:, None] + torch.arange(hidden.shape[1], device=self.device)
@@ -187,10 +205,10 @@ class Writer:
         active, self.finished, self.steady = ~self.finished, self._finished(), True
         tested_now = met.sum(dim=1)
         return Event(
-            self.passes, self.texts, positions, chosen, logs, commit, active,
+            self.passes, self.texts.clone(), positions, chosen, logs, commit, active,
             tested=tested_now,
             accepted=torch.minimum(run, tested_now),
-            ties=(verdict.ties & commit).sum(dim=1),
+            ties=None if verdict.ties is None else (verdict.ties & commit).sum(dim=1),
             bound=(verdict.variation * met).sum(dim=1),
         )  # fmt: skip
 

@@ -79,15 +79,27 @@ MISTAKES = {
     "generate --model {f}/run --temperature -1": "temperature=-1",
     "generate --model {f}/run --mode slow": "--mode",
     "generate --model {f}/run --template abc": "template has no hole",
+    "generate --model {f}/run --best-of 0": "--best-of needs --template",
+    "generate --model {f}/run --template a<2>b --dependence 3": "--dependence needs --adaptive entropy",
+    "generate --model {f}/run --budget nan": "--budget needs --streams auto",
+    "generate --model {f}/run --template a<2>b --adaptive margin --rows 2": "--rows, --compiled needs no --adaptive",
+    "generate --model {f}/run --template a<2>b --adaptive margin --check rejection": "needs no --adaptive",
+    "generate --model {f}/run --template a<2>b --data {f}/data": "--data needs --streams auto",
+    "generate --model {f}/run --template a<2>b --length 4": "needs no --template",
+    "generate --model {f}/run --template a<2-4>b --samples 2": "holes like <4-12> need",
+    "generate --model {f}/run --template a<2-4>": "no text behind it",
+    "generate --model {f}/run --streams auto --data {f}/data --seed 99999999999999999999": "must fit in 64 bits",
+    "evaluate --model {f}/run --data {f}/data --seed 99999999999999999999": "must fit in 64 bits",
+    "evaluate --model {f}/run --data {f}/data --orders uniform --measure 2": "measure=2 writes texts in strided orders",
     "generate --model {f}/run --template a<0>c": "hole of 0 to 0 tokens: the length must be at least 1",
     "generate --model {f}/run --template a<40>c": "hole of 40 tokens exceeds max_position_embeddings=32",
-    "generate --model {f}/run --template a<4>c --length 3": "cannot be combined",
+    "generate --model {f}/run --template a<4>c --length 3": "needs no --template",
     "generate --model {f}/run --streams many": "--streams",
-    "generate --model {f}/run --streams 2 --data {f}/data": "--data is for --streams auto only",
-    "generate --model {f}/run --streams auto": "give it with --data DIR",
+    "generate --model {f}/run --streams 2 --data {f}/data": "--data needs --streams auto",
+    "generate --model {f}/run --streams auto": "--streams auto needs --data DIR",
     "generate --model {f}/run --streams auto --data {f}/bpe": "was made with another tokenizer",
     "generate --model {f}/run --streams auto --data {f}/data --budget -1": "budget=-1.0 must be at least 0",
-    "generate --model {f}/run --streams auto --data {f}/data --template a<4>c": "cannot be combined",
+    "generate --model {f}/run --streams auto --data {f}/data --template a<4>c": "needs no --template",
     "evaluate --model {f}/run --data {f}/data --measure -1": "measure=-1",
     "evaluate --model {f}/run --data {f}/data --orders spiral": "order family 'spiral' is unknown",
     "evaluate --model {f}/run --data {f}/data --orders uniform:x": "uniform:x",
@@ -257,7 +269,8 @@ def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]
     manifest = run_json(words, capsys)
     assert 257 < manifest["vocab_size"] <= 300 and manifest["splits"]["train"]["documents"] == 3
     bench = run_json(["bench", "--length", "16", "--streams", "1", "4", "--repeats", "1", "--json"], capsys)
-    assert [row["what"] for row in bench["rows"]] == ["train, AR", "train, ARMD", "decode, S = 1", "decode, S = 4"]
+    names = ["train, AR", "train, ARMD", "decode, exact, S = 1", "decode, exact, S = 4"]
+    assert [row["what"] for row in bench["rows"]] == names
     assert all(row["tokens_per_second"]["median"] > 0 and row["ratio"]["median"] > 0 for row in bench["rows"])
     assert bench["rows"][0]["ratio"]["median"] == bench["rows"][2]["ratio"]["median"] == 1
 

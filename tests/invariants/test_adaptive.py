@@ -29,11 +29,17 @@ def test_likelihood_is_that_of_the_order_written(query: str, two_stream: int, ru
     assert (out.generation.log_probs[~holes] == 0).all()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("rule", ["margin", "confidence"])
-def test_the_surest_hole_is_written_first(rule: str) -> None:
+def test_the_surest_hole_is_written_first(rule: str, temperature: float) -> None:
     """Against full passes: every hole that could have come next, in an order of its own."""
     model = make_model(num_two_stream_layers=2).double()
-    out = generate_adaptive(model, make_request(model, template=TEMPLATE[0], seed=3), rule)
+    request = make_request(model, template=TEMPLATE[0], seed=3, temperature=temperature)
+    out = generate_adaptive(model, request, rule)
+    with torch.no_grad():
+        full = -nll(model, out.generation.tokens, out.order).double()
+    holes = TEMPLATE[:1] < 0
+    torch.testing.assert_close(out.generation.log_probs[holes], full[holes], rtol=0, atol=1e-5)
     positions, tokens = out.order.positions[0].tolist(), out.generation.tokens
     for rank in range(3, 8):
         sureness = {}
@@ -54,6 +60,8 @@ def test_entropy_writes_as_many_as_the_budget_allows() -> None:
         generate_adaptive(model, request, "entropy", budget).generation.forward_passes for budget in (0.0, 3.0, 1e6)
     ]
     assert passes[0] == 6 and 1 < passes[1] < 6 and passes[2] == 1
+    greedy = make_request(model, template=TEMPLATE, batch_size=3, temperature=0.0)
+    assert generate_adaptive(model, greedy, "entropy", 0.0).generation.forward_passes == 6
     out = generate_adaptive(model, request, "entropy", 3.0)
     assert not out.order.is_sequential and out.order.blocks.shape == TEMPLATE.shape
     assert int(out.order.blocks[0, -1]) + 1 == 3 + int(out.generation.passes[0])
@@ -71,6 +79,14 @@ def test_samples_follow_the_law_they_name(rule: str, budget: float) -> None:
     torch.testing.assert_close(law[code], out.log_probs.sum(dim=1).exp(), rtol=1e-4, atol=0)
     assert abs(float(law.sum()) - 1) < 2e-3  # what was never drawn is rare
     assert chi_square(torch.bincount(code, minlength=81), law) > 0.001
+
+
+def test_results_are_the_users() -> None:
+    model = make_model(dropout=0.5)
+    model.train()
+    out = generate_adaptive(model, make_request(model, template=TEMPLATE, batch_size=3))
+    nll(model, out.generation.tokens, out.order).sum().backward()
+    assert model.training and out.generation.ties is None
 
 
 def test_rules() -> None:

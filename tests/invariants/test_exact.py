@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armd import Armd, Generation, Order, generate, make_request, nll
-from armd.checks import TIE
+from armd import Armd, Event, Generation, Order, generate, make_request, nll, stream
+from armd.checks import TIE, Verdict
 from armd.decode import collect
 from armd.request import Request
 from armd.sampling import log_probs
@@ -78,19 +78,24 @@ def test_exact_writes_the_text_of_sequential(
     assert sequential.acceptance is None and int((exact.accepted > exact.tested).sum()) == 0
 
 
+@pytest.mark.parametrize("law", [{}, {"top_k": 1}, {"top_k": 20}, {"top_p": 0.3}, {"temperature": 0.0}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_texts_differ_only_after_a_reported_tie(dtype: torch.dtype) -> None:
-    """Rounding may tip a choice; then the choice was reported, by both ways of writing."""
+def test_texts_differ_only_after_a_reported_tie(dtype: torch.dtype, law: dict[str, float]) -> None:
+    """Rounding may tip a choice, or a cut; then the choice was reported, by both ways of writing."""
     texts = differ = tied = 0
-    for seed in range(12):
-        model = some_model("kernel", 1 + seed % 3, seed % 4, dtype)
-        options = {"length": 20, "streams": 4, "batch_size": 8, "seed": seed, "stop": False}
+    model = make_model(vocab_size=500, hidden_size=64, num_attention_heads=4)
+    with torch.no_grad():
+        model.embed.weight.mul_(0.3)
+    model.to(dtype)
+    for seed in range(6):
+        options = {"length": 24, "streams": 4, "batch_size": 8, "seed": seed, "stop": False, **law}
         exact, sequential = (generate(model, mode=mode, **options) for mode in ("exact", "sequential"))
         other = (exact.tokens != sequential.tokens).any(dim=1)
         assert (sequential.ties[other] > 0).all() and (exact.ties[other] > 0).all()
         texts, differ, tied = texts + 8, differ + int(other.sum()), tied + int((sequential.ties > 0).sum())
     print(f"{dtype}: {differ} of {texts} texts differ, {tied} hold a choice closer than {TIE[dtype]} nats")
     assert differ == 0 or dtype == torch.bfloat16
+    assert tied < texts or dtype == torch.bfloat16  # a report that is always made says nothing
 
 
 @torch.inference_mode()
@@ -175,6 +180,63 @@ def test_tolerance_spends_no_more_than_it_says(tolerance: float) -> None:
         assert loose.acceptance == 1.0 and moved > 3 * sampling  # and the bound is not vacuous
 
 
+def test_log_probs_are_of_the_model_whatever_law_is_sampled() -> None:
+    model = some_model("kernel", 2, 0, torch.float64)
+    options = {"length": 20, "streams": 4, "batch_size": 3, "temperature": 0.6, "top_p": 0.8, "stop": False}
+    for mode in ("exact", "parallel"):
+        request = make_request(model, mode=mode, seed=1, **options)
+        out = run(model, request)
+        with torch.no_grad():
+            full = -nll(model, out.tokens, request.order).double()
+        torch.testing.assert_close(out.log_probs, full, rtol=0, atol=1e-5)
+
+
+def test_the_books_are_kept_by_what_was_looked_at() -> None:
+    """tested, accepted, ties and bound count rows up to the first rejected draft; forced verdicts, counted by hand."""
+    model = some_model("kernel", 1, 0, torch.float64)
+    request = make_request(model, length=12, streams=3, stop=False)
+    writer = Writer(model, request, 1)
+
+    def force(logits, samples, positions, drafts, tested, age):  # type: ignore[no-untyped-def]
+        run_ = torch.tensor([min(1, int(tested.sum()))])  # the first draft stands, the second does not
+        chosen = torch.zeros_like(drafts)
+        everywhere = torch.ones_like(tested)
+        return Verdict(torch.where(torch.arange(drafts.shape[1]) < 1, drafts.clamp(min=0), chosen), run_, everywhere,
+                       everywhere.double() / 8)  # fmt: skip
+
+    writer.check = force  # type: ignore[assignment]
+    first, second = writer.step(), writer.step()
+    assert (first.tested.item(), first.accepted.item(), int(first.valid.sum()), first.ties.item()) == (0, 0, 1, 1)
+    assert (second.tested.item(), second.accepted.item(), int(second.valid.sum()), second.ties.item()) == (2, 1, 2, 2)
+    assert first.bound.item() == 0 and second.bound.item() == 0.25
+    assert int(writer.done) == 3 and int(writer.cached) == 3 and int(writer.frontier) == 1 + 5
+
+
+@pytest.mark.parametrize("mode", ["exact", "parallel"])
+def test_a_generator_owns_nothing_of_the_model(mode: str) -> None:
+    """Between passes the model is in the user's mode; streams may be interleaved, and left alone."""
+    model = make_model(dropout=0.5)
+    model.train()
+    options = {"length": 12, "streams": 3, "mode": mode}
+    alone = [generate(model, seed=seed, **options).tokens for seed in range(2)]
+    requests = [make_request(model, seed=seed, **options) for seed in range(2)]
+    streams = [stream(model, request) for request in requests]
+    events: list[list[Event]] = [[], []]
+    for one, other in itertools.zip_longest(*streams):
+        assert model.training
+        for found, event in zip(events, (one, other), strict=True):
+            found += [event] if event is not None else []
+    for request, found, tokens in zip(requests, events, alone, strict=True):
+        assert torch.equal(collect(request, iter(found)).tokens, tokens)
+    left = stream(model, requests[0])
+    event = next(left)
+    event.texts.add_(100)  # an event is the user's
+    assert torch.equal(next(left).texts, torch.tensor([0]))
+    model.embed(event.tokens).sum().backward()
+    del left
+    assert model.training
+
+
 def test_refilled_rows_write_what_they_would_alone() -> None:
     model = some_model("kernel", 2, 0, torch.float64)
     options = {"length": 18, "prompt": [3, 1], "streams": 3, "batch_size": 7, "seed": 4}
@@ -221,6 +283,19 @@ for mode in ("exact", "parallel"):
     plain = armd.generate(model, **options)
     for _ in range(2):
         assert torch.equal(armd.generate(model, compiled=True, **options).tokens, plain.tokens)
+g = torch.Generator().manual_seed(0)
+templates = [torch.where(torch.rand(2, 14, generator=g) < 0.5, -1, torch.randint(11, (2, 14), generator=g))
+             for _ in range(4)]
+requests = [armd.make_request(model, template=t, batch_size=2, seed=1, drafts=4) for t in templates]
+plain = [armd.generate(model, template=t, batch_size=2, seed=1, drafts=4).tokens for t in templates]
+for request, tokens in zip(requests, plain):  # nothing stays in the cache of the call before
+    assert torch.equal(armd.collect(request, armd.stream(model, request, compiled=True)).tokens, tokens)
+pair = zip(*(armd.stream(model, r, compiled=True) for r in requests[:2]))
+first = [next(pair) for _ in range(2)]  # two live streams: each has a cache of its own
+again = armd.collect(requests[2], armd.stream(model, requests[2], compiled=True))
+assert torch.equal(again.tokens, plain[2])
+armd.cast(model, "bfloat16")
+armd.generate(model, template=templates[0], batch_size=2, compiled=True)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
 

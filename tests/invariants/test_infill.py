@@ -47,7 +47,7 @@ def test_evidence_is_the_probability_of_what_follows(size: int) -> None:
     exact = float(torch.logsumexp(p, dim=0))
     assert math.isclose(float(q.exp().sum()), 1.0, abs_tol=1e-5)
     draws = 20000
-    estimate = evidence(model, template, generate(model, template=template, batch_size=draws, seed=5))
+    estimate = evidence(model, template, draws, seed=5)
     spread = float(((2 * p - q).exp().sum() - math.exp(2 * exact)).sqrt()) / math.exp(exact) / math.sqrt(draws)
     assert abs(estimate - exact) < 4 * spread + 1e-6
 
@@ -55,19 +55,24 @@ def test_evidence_is_the_probability_of_what_follows(size: int) -> None:
 def test_the_length_is_the_one_that_explains_what_follows() -> None:
     model = make_model(vocab_size=3, seed=2)
     parts = [[0, 1], (1, 3), [2, 2, 1]]
-    best = fill(model, parts, best_of=400, seed=0)
+    best = fill(model, parts, seed=0, temperature=0.3)
     values = {}
     for size in (1, 2, 3):
-        template = only_template([[0, 1], (size, size), [2, 2, 1]], 24)
-        values[size] = evidence(model, template, generate(model, template=template, batch_size=400, seed=0))
+        values[size] = evidence(model, only_template([[0, 1], (size, size), [2, 2, 1]], 24), seed=0)
     assert len(best.holes[0]) == max(values, key=values.__getitem__)
     assert best.evidence == max(values.values()) and len(set(values.values())) == 3
 
 
 @pytest.mark.parametrize(("parts", "options", "message"), [
-    ([[1, 2]], {}, "no hole"), ([[1], (0, 3)], {}, "hole of 0 to 3"), ([[1], (5, 4)], {}, "hole of 5 to 4"),
-    ([[1], (25, 25)], {}, "exceeds max_position_embeddings=24"), ([[1], (1, 2)], {"best_of": 0}, "best_of=0"),
-    ([(1, 20), [1], (1, 20)], {}, "400 combinations"), ([[1] * 23, (2, 2)], {}, "template of 25 tokens exceed"),
+    ([[1, 2]], {}, "no hole"),
+    ([[1], (0, 3), [1]], {}, "hole of 0 to 3"),
+    ([[1], (5, 4), [1]], {}, "hole of 5 to 4"),
+    ([[1], (25, 25)], {}, "exceeds max_position_embeddings=24"),
+    ([[1], (1, 2), [1]], {"best_of": 0}, "best_of=0"),
+    ([(1, 20), [1], (1, 20), [1]], {}, "400 combinations"),
+    ([[1], (2, 9)], {}, "no text behind it"),
+    ([[1], (2, 2), (3, 3), [4]], {}, "side by side"),
+    ([[1] * 23, (2, 2)], {}, "template of 25 tokens exceed"),
 ])  # fmt: skip
 def test_bad_arguments(parts: list[object], options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:

@@ -7,7 +7,6 @@ from armd.bench.train import training
 
 __all__ = [
     "DecodeBench",
-    "Work",
     "alternate",
     "decoding",
     "in_words",

@@ -54,7 +54,7 @@ def run_bench(args: BenchTrain) -> None:
         model = Armd(config.model).to(device)
         for s in args.streams:
             make_request(model, length=args.length, streams=s)  # a mistake shows before anything is timed
-            jobs[f"decode, S = {s}"] = bench.writing(model, "parallel", s, args.length, 1, args.length, seed=0)
+            jobs[f"decode, exact, S = {s}"] = bench.writing(model, "exact", s, args.length, 1, args.length, seed=0)
     with _status() as tell:
         rows = bench.training(config, args.repeats, device, tell)
         times = bench.alternate(jobs, args.repeats, device, tell)

@@ -20,6 +20,7 @@ from armd.evals import evaluate, parse_orders, read_meter
 from armd.files import json_text
 from armd.model import Armd, Transformer
 from armd.orders import Family
+from armd.sampling import check_seed
 from armd.train.loop import pick_device
 
 
@@ -51,6 +52,9 @@ class Evaluate:
 
 def run_evaluate(args: Evaluate) -> None:
     orders = parse_orders(args.orders)
+    check_seed(args.seed)
+    if args.measure and not any(order.startswith("strided:") for order in orders):
+        raise UserError(f"measure={args.measure} writes texts in strided orders: put strided:S among --orders")
     if args.texts < 1 or args.batch_size < 1 or args.measure < 0:
         sizes = f"texts={args.texts} and batch_size={args.batch_size}"
         raise UserError(f"{sizes} must be at least 1, measure={args.measure} at least 0")

@@ -25,6 +25,7 @@ from armd.infill import Part, fill, only_template
 from armd.model import Armd
 from armd.precision import cast
 from armd.request import Request, make_request
+from armd.sampling import check_seed
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,37 @@ class Generate:
     """Print one JSON object."""
 
 
+def _check_options(args: Generate) -> None:
+    """Refuse options that would do nothing: a line is an option, if it was given, what it needs, if that is."""
+    template = args.template is not None
+    for option, given, needed, there in (
+        ("--adaptive", args.adaptive is not None, "--template", template),
+        ("--best-of", args.best_of != 1, "--template", template),
+        ("--best-of", args.best_of != 1, "no --adaptive and --samples 1", args.adaptive is None and args.samples == 1),
+        ("--dependence", args.dependence != 0, "--adaptive entropy", args.adaptive == "entropy"),
+        ("--data", args.data is not None, "--streams auto", args.streams == "auto"),
+        ("--budget", args.budget != Generate.budget, "--streams auto", args.streams == "auto"),
+        ("--streams auto", args.streams == "auto", "--data DIR, held-out text to measure on", args.data is not None),
+        ("--rows, --compiled", args.rows is not None or args.compiled, "no --adaptive", args.adaptive is None),
+        ("--mode, --drafts, --check", (args.mode, args.drafts, args.check) != ("exact", None, "noise"),
+         "no --adaptive", args.adaptive is None),
+        ("--prompt, --length, --streams", bool(args.prompt) or args.length is not None or args.streams != 1,
+         "no --template, whose holes say it all", not template),
+    ):  # fmt: skip
+        if given and not there:
+            raise UserError(f"{option} needs {needed}")
+    check_seed(args.seed)
+
+
 def run_generate(args: Generate) -> None:
+    _check_options(args)
     model, tokenizer = load_writer(args.model, args.device)
     cast(model, args.dtype)
     parts = parse_template(args.template, tokenizer) if args.template is not None else []
-    began = time.perf_counter()
-    if args.best_of > 1 or any(isinstance(part, tuple) and part[0] < part[1] for part in parts):
-        out, more = _best(args, model, parts)
+    if args.best_of != 1 or any(isinstance(part, tuple) and part[0] < part[1] for part in parts):
+        out, seconds, more = _best(args, model, parts)
     else:
-        out, more = _write(args, model, tokenizer, parts)
-    seconds = time.perf_counter() - began
+        out, seconds, more = _write(args, model, tokenizer, parts)
     texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(out.tokens, out.lengths.tolist(), strict=True)]
     new = int((out.steps > 0).sum())
     if args.json:
@@ -102,7 +124,7 @@ def run_generate(args: Generate) -> None:
             "tokens_per_pass": out.tokens_per_pass,
             "acceptance": out.acceptance,
             "log_probs": out.log_probs.sum(dim=1).tolist(),
-            "ties": out.ties.tolist(),
+            "ties": None if out.ties is None else out.ties.tolist(),
             "total_variation": out.bound.tolist(),
             "seconds": seconds,
             **more,
@@ -123,46 +145,43 @@ def _sampling(args: Generate) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def _write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> tuple[Generation, dict[str, Any]]:
+Written = tuple[Generation, float, dict[str, Any]]  # the texts, seconds, and more to tell
+
+
+def _write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> Written:
     """A prompt continued, or a template of known lengths filled."""
     what = _what_to_write(args, model, tokenizer, parts)
     request = make_request(model, **what, **_sampling(args), batch_size=args.samples)
+    began = time.perf_counter()
     if args.adaptive is not None:
-        if not parts:
-            raise UserError("--adaptive chooses among the holes of a template: give one with --template")
         written = generate_adaptive(model, request, args.adaptive, args.dependence)
-        return written.generation, {"order": written.order.positions.tolist()}
+        return written.generation, time.perf_counter() - began, {"order": written.order.positions.tolist()}
     with _live(args, request, tokenizer) as show:
-        return decode.collect(request, show(decode.stream(model, request, args.rows, args.compiled))), {}
+        out = decode.collect(request, show(decode.stream(model, request, args.rows, args.compiled)))
+    return out, time.perf_counter() - began, {}
 
 
-def _best(args: Generate, model: Armd, parts: list[Part]) -> tuple[Generation, dict[str, Any]]:
+def _best(args: Generate, model: Armd, parts: list[Part]) -> Written:
     """The most likely of several fillings, and of several lengths."""
-    if not parts or args.samples > 1 or args.adaptive is not None:
-        raise UserError("--best-of and holes like <4-12> need --template, --samples 1 and no --adaptive")
-    best = fill(model, parts, best_of=args.best_of, **_sampling(args))
+    if args.adaptive is not None or args.samples != 1:
+        raise UserError("holes like <4-12> need no --adaptive and --samples 1")
+    began = time.perf_counter()
+    best = fill(model, parts, best_of=args.best_of, rows=args.rows, compiled=args.compiled, **_sampling(args))
     lengths = [len(hole) for hole in best.holes]
     if best.evidence is not None:
-        say(f"hole lengths {lengths}: log p of what follows {best.evidence:.2f} nats, the largest of those tried")
-    return best.generation.row(best.row), {
-        "holes": lengths,
-        "hole_log_probs": best.log_probs,
-        "evidence": best.evidence,
-    }
+        say(f"hole lengths {lengths}: estimated log p of what follows {best.evidence:.2f} nats, the largest of all")
+    more = {"holes": lengths, "hole_log_probs": best.log_probs, "evidence": best.evidence}
+    return best.generation.row(best.row), time.perf_counter() - began, more
 
 
 def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> dict[str, Any]:
     limit = model.config.max_position_embeddings
     if parts:
-        if args.prompt or args.length is not None or args.streams != 1:
-            raise UserError("--template cannot be combined with --prompt, --length or --streams: its holes say it all")
         return {"template": only_template(parts, limit)}
     prompt = tokenizer.encode(args.prompt) if args.prompt else []
     room = limit - len(prompt)
     if room < 1:
         raise UserError(f"the prompt has {len(prompt)} tokens; the model holds {limit}, and at least one must be left")
-    if args.data is not None and args.streams != "auto":
-        raise UserError("--data is for --streams auto only")
     step = max(CANDIDATES) if args.streams == "auto" else max(args.streams, 1)
     length = args.length if args.length is not None else room - room % step or room
     streams = _choose(args, model, tokenizer, length) if args.streams == "auto" else args.streams
@@ -171,8 +190,7 @@ def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: lis
 
 def _choose(args: Generate, model: Armd, tokenizer: Tokenizer, length: int) -> int:
     """The number of streams for `--streams auto`; says what there was to choose from."""
-    if args.data is None:
-        raise UserError("--streams auto measures what streams cost on held-out text: give it with --data DIR")
+    assert args.data is not None  # checked with the other options
     dataset = held_out(args.data, args.model, model, tokenizer, length)
     streams, offers = choose_streams(model, dataset, args.budget, mode=args.mode, seed=args.seed)
     table = Table("streams", "nats/token", "cost", "tokens/pass", title=f"mode {args.mode}, texts of {length} tokens")

@@ -57,7 +57,11 @@ def read_meter(
     model: Armd, dataset: TokenDataset, streams: int, *, texts: int = 256, batch_size: int = 16, seed: int = 0
 ) -> Meter:
     """Read the meter on the first `texts` held-out windows, at temperature 1; text i has the noise of sample i."""
-    model.eval()
+    with model.evaluating():
+        return _read(model, dataset, streams, texts, batch_size, seed)
+
+
+def _read(model: Armd, dataset: TokenDataset, streams: int, texts: int, batch_size: int, seed: int) -> Meter:
     N, texts = dataset.length, min(texts, dataset.eval_windows())
     totals, counts = torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
     for first in range(0, texts, batch_size):
