@@ -32,10 +32,14 @@ class KeyValueStore:
 
     def write(self, layer: int, columns: Int[Tensor, "B R"], k: Tensor, v: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Store one layer's keys and values (B, H, R, K) at their columns; returns the first `width` columns."""
-        index = columns[:, None, :, None].expand_as(k)
         keys, values = self.keys[layer], self.values[layer]
-        keys.scatter_(2, index, k)
-        values.scatter_(2, index, v)
+        if len(columns) == 1:  # the same, and faster
+            keys.index_copy_(2, columns[0], k)
+            values.index_copy_(2, columns[0], v)
+        else:
+            index = columns[:, None, :, None].expand_as(k)
+            keys.scatter_(2, index, k)
+            values.scatter_(2, index, v)
         return keys[:, :, :width], values[:, :, :width]
 
     def move(self, source: Int[Tensor, "B R"], target: Int[Tensor, "B R"]) -> None:

@@ -53,19 +53,28 @@ class Noise:
             drafts: (R, T) tokens drafted for these ranks; tested: (R, T) bool, where there is one.
             age: (R,) passes the text has behind it.
         """
-        r, tie = self.request, TIE[logits.dtype]
-        if r.temperature == 0:
-            chosen, values = logits.argmax(dim=-1), logits.double().topk(min(2, logits.shape[-1]), dim=-1).values
-            ties = values[..., 0] - values[..., -1] < tie
-        else:
-            noise = gumbel(r.seed, samples, positions, logits.shape[-1])
-            law, loose, tight = warp_within(logits, r.temperature, r.top_k, r.top_p, tie)
-            best = (loose + noise).topk(min(2, noise.shape[-1]), dim=-1)
-            chosen = best.indices[..., 0] if loose is law else (law + noise).argmax(dim=-1)
-            ties = best.values[..., 0] - best.values[..., -1] < tie / r.temperature
-            ties |= (best.indices[..., 0] != chosen) | tight.gather(-1, chosen[..., None])[..., 0].isinf()
+        few = 4  # rows at once: what is made of them in between then stays in the processor's cache
+        rows = zip(logits.split(few, dim=1), positions.split(few, dim=1), strict=True)
+        parts = [self._choose(part, samples, where) for part, where in rows]
+        chosen, ties = (torch.cat(values, dim=1) for values in zip(*parts, strict=True))
         run = ((chosen == drafts) & tested).long().cumprod(dim=1).sum(dim=1)
         return Verdict(chosen, run, ties, torch.zeros_like(chosen, dtype=torch.float64))
+
+    def _choose(self, logits: Tensor, samples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens of some rows, and which of them rounding could have changed; (R, T) each."""
+        r, tie = self.request, TIE[logits.dtype]
+        if r.temperature == 0:
+            top = logits.double().topk(min(2, logits.shape[-1]), dim=-1).values
+            return logits.argmax(dim=-1), top[..., 0] - top[..., -1] < tie
+        law, loose, tight = warp_within(logits, r.temperature, r.top_k, r.top_p, tie)
+        noise = gumbel(r.seed, samples, positions, logits.shape[-1])
+        chosen = (law + noise).argmax(dim=-1) if loose is not law else None
+        best = noise.add_(loose).topk(min(2, noise.shape[-1]), dim=-1)
+        ties = best.values[..., 0] - best.values[..., -1] < tie / r.temperature
+        if chosen is None:
+            return best.indices[..., 0], ties
+        cut = tight.gather(-1, chosen[..., None])[..., 0].isinf()
+        return chosen, ties | cut | (best.indices[..., 0] != chosen)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch."""

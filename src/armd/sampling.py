@@ -72,7 +72,8 @@ def warp_within(
     def cut(slack: float) -> Tensor:
         kept = torch.ones_like(ranked, dtype=torch.bool)
         if by_k:
-            kept = ranked >= ranked[..., top_k - 1 : top_k] - 2 * slack
+            last, next_one = ranked[..., top_k - 1 : top_k], ranked[..., top_k : top_k + 1]
+            kept = ranked >= last - 2 * slack if slack >= 0 else ranked > next_one - 2 * slack
         if top_p < 1:
             mass = torch.where(kept, ranked, -torch.inf).softmax(dim=-1)
             kept &= (mass.cumsum(dim=-1) - mass) * math.exp(-2 * slack) < top_p  # the mass before a token
@@ -96,10 +97,7 @@ def gumbel(
 
     `draw` numbers independent coins for the same token: the noise of draw 0 is the one fixed for good.
     """
-    noise = torch.empty(*positions.shape, vocab_size, dtype=torch.float64, device=positions.device)
-    for part, where in zip(noise.split(4, dim=1), positions.split(4, dim=1), strict=True):  # a few rows fit a cache
-        part.copy_(_uniform(seed, samples, where, vocab_size, draw).log_().neg_().log_().neg_())
-    return noise
+    return _uniform(seed, samples, positions, vocab_size, draw).log_().neg_().log_().neg_()
 
 
 def coin(

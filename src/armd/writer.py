@@ -10,7 +10,8 @@ the order. Four tokens are committed (c), two are drafted (d), the window is thr
 
 While the drafts before it are right, a row gives the very conditional that writing one token at a time would give, and
 the first row always does. `exact` checks the drafts against these rows, commits up to the first correction, and takes
-what the other rows say as the next drafts. `sequential` is a window of one. `parallel` commits a whole block unchecked.
+what the other rows say as the next drafts. `sequential` is a window of one. `parallel` commits a block of several
+tokens unchecked; the stream heads before them, blocks of one, it drafts and checks as `exact` does.
 `docs/decoding.md` has the argument in full.
 """
 
@@ -28,6 +29,7 @@ from armd.cache import Cache
 from armd.checks import BY_NAME, Check
 from armd.masks import Visibility, before
 from armd.model import Transformer
+from armd.orders import Order
 from armd.request import Request
 
 
@@ -99,9 +101,8 @@ class Writer:
         rows = min(rows, len(texts))
         self.waiting = iter(texts[rows:].tolist())
         self.length = request.tokens.shape[1]
-        self.parallel = request.mode == "parallel"
-        sizes = request.order.block_ends - request.order.block_starts
-        self.window = int(sizes.max()) if self.parallel else 1 + request.drafts
+        largest = int((request.order.block_ends - request.order.block_starts).max())
+        self.window = largest if request.mode == "parallel" else 1 + request.drafts
         self.compiled = compiled
         if compiled:
             self.advance, self.cache = _take_compiled(model, rows, self.length)
@@ -125,6 +126,7 @@ class Writer:
     tokens: Tensor
     starts: Tensor
     ends: Tensor
+    reach: Tensor
     known: Tensor
     done: Tensor
     frontier: Tensor
@@ -141,6 +143,7 @@ class Writer:
         state = {
             "texts": texts, "samples": self.request.samples[texts][:, None], "positions": order.positions,
             "tokens": F.pad(tokens, (0, 1)), "starts": order.block_starts, "ends": order.block_ends,
+            "reach": _reach(order),
             "known": known, "done": known, "frontier": known, "cached": nothing, "filled": nothing, "age": nothing,
             "finished": torch.zeros_like(texts, dtype=torch.bool),
         }  # fmt: skip
@@ -191,7 +194,8 @@ class Writer:
         logs = logits.gather(-1, chosen[..., None])[..., 0].double() - mass.double()
 
         available = inside.sum(dim=1)
-        count = available if self.parallel else torch.minimum(run + 1, available)
+        size = (self.ends - self.starts).gather(1, ranks[:, :1])[:, 0]  # a block of several is written unchecked
+        count = torch.where(size > 1, available, torch.minimum(run + 1, available))
         index = torch.arange(hidden.shape[1], device=self.device)
         commit = index < count[:, None]
         met = tested & (index <= run[:, None])
@@ -199,7 +203,7 @@ class Writer:
         self.cached = torch.where(self.finished, self.cached, self.done + torch.minimum(run, available) + 1)
         self.done = self.done + count
         self.filled = self.done
-        self.frontier = self.done if self.parallel else torch.where(self.finished, self.frontier, last)
+        self.frontier = torch.where(self.finished, self.frontier, last)
         self.age = self.age + 1
         self.passes += 1
         active, self.finished, self.steady = ~self.finished, self._finished(), True
@@ -214,9 +218,8 @@ class Writer:
 
     def _last(self) -> Tensor:
         """One past the last rank that the pass predicts."""
-        if self.parallel:
-            return self.ends.gather(1, self.done.clamp(max=self.length - 1)[:, None])[:, 0]
-        return (self.done + self.window).clamp(max=self.length)
+        reach = self.reach.gather(1, self.done.clamp(max=self.length - 1)[:, None])[:, 0]
+        return torch.minimum(self.done + self.window, reach)
 
     def _predict(self, last: Tensor) -> Tensor:
         """Hidden rows of the ranks from `done` on, (R, T, D), and the pass that makes them."""
@@ -271,3 +274,14 @@ class Writer:
         end = torch.where(is_stop, self.positions, self.length).amin(dim=1)
         before_end = (written & (self.positions < end[:, None])).sum(dim=1)
         return over | (before_end == end)
+
+
+def _reach(order: Order) -> Tensor:
+    """(B, N): one past the last rank that a pass may predict with each rank as its first.
+
+    That is the end of a block of several tokens, and the end of a run of blocks of one: those are drafted and checked.
+    """
+    rank = torch.arange(order.length)
+    several = torch.where(order.block_ends - order.block_starts > 1, rank, order.length)
+    next_several = several.flip(1).cummin(dim=1).values.flip(1)  # the first such rank from here on
+    return torch.where(several == rank, order.block_ends, next_several)

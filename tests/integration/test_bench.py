@@ -72,10 +72,10 @@ def test_record_without_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     passes = {(row["what"], row["mode"], row["streams"]): row["passes"] for row in rows}
     assert passes["autoregressive", "sequential", None] == passes["armd", "sequential", 4] == 8
-    assert passes["armd", "exact", 1] == 8 and passes["armd", "parallel", 4] == 4 + 1  # heads one by one
+    assert passes["armd", "exact", 1] == 8 and 1 + 1 < passes["armd", "parallel", 4] <= 4 + 1  # heads are drafted
     assert passes["masked diffusion", "N steps", None] == 8 and passes["masked diffusion", "N/4 steps", None] == 2
     for row in rows:
-        assert (row["acceptance"] is not None) == (row["mode"] == "exact" and row["streams"] == 4)
+        assert (row["acceptance"] is not None) == (row["mode"] in ("exact", "parallel") and row["streams"] == 4)
         assert row["extrapolated_from_passes"] == (2 if row["what"] == "masked diffusion" else None)
 
     plot = ElementTree.parse(tmp_path / "new" / "decode.svg").getroot()

@@ -163,7 +163,7 @@ def test_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--json",
     ]
     parallel = run_json([*words, "--streams", "4", "--mode", "parallel"], capsys)
-    assert parallel["forward_passes"] == 4 + 5 and parallel["new_tokens"] == 48 and len(parallel["texts"]) == 2
+    assert 5 + 1 <= parallel["forward_passes"] <= 4 + 5 and parallel["new_tokens"] == 48 and len(parallel["texts"]) == 2
     assert all(text.startswith("def") for text in parallel["texts"])
     exact = run_json([*words, "--streams", "4"], capsys)
     assert exact["tokens"] == run_json([*words, "--streams", "4", "--mode", "sequential"], capsys)["tokens"]

@@ -45,7 +45,8 @@ def test_cached_equals_full_pass(query: str, two_stream: int, name: str) -> None
     assert (out.log_probs[~holes] == 0).all() and (out.steps[~holes] == 0).all() and (out.steps[holes] > 0).all()
     assert torch.equal(out.tokens[~holes], request.tokens[~holes])
     blocks = int((request.order.blocks[:, -1] + 1 - (~holes).sum(dim=1)).max())
-    assert out.forward_passes == blocks == int(out.steps.max())
+    assert out.forward_passes == int(out.steps.max()) <= blocks  # blocks of one are drafted and checked
+    assert out.forward_passes == blocks or request.mode != "sequential"
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -118,8 +119,10 @@ def test_events_stream_in_the_order() -> None:
     model = make_model()
     request = make_request(model, length=12, streams=3, mode="parallel", batch_size=2)
     events = list(stream(model, request))
-    assert [event.step for event in events] == list(range(1, 3 + 3 + 1))
-    assert torch.equal(torch.cat([event.positions for event in events], dim=1), request.order.positions)
+    assert [event.step for event in events] == list(range(1, len(events) + 1))
+    for row in range(2):
+        written = torch.cat([event.positions[row, event.valid[row]] for event in events])
+        assert torch.equal(written, request.order.positions[row])
 
 
 def test_left_to_right_stops_at_the_end_of_text() -> None:

@@ -185,7 +185,7 @@ def choose_streams(
     offers = []
     for meter in meters:
         nats = meter.parallel if mode == "parallel" else meter.sequential
-        block_passes = meter.streams + N // meter.streams - 1  # the heads one by one, then a block a pass
+        block_passes = meter.streams + N // meter.streams - 1  # at most: heads are drafted, then a block a pass
         gain = {"exact": meter.tokens_per_pass, "parallel": N / block_passes, "sequential": 1.0}[mode]
         offers.append(Offer(meter.streams, nats, nats - meters[0].sequential, gain))
     affordable = [offer for offer in offers if offer.streams == 1 or offer.cost <= budget]
