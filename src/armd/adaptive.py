@@ -140,7 +140,7 @@ class _Writer:
         holes = torch.where(is_open, self.text, N).sort(dim=1).values[:, :most]  # (B, H), padded with N
         real, at = holes < N, holes.clamp(max=N - 1)
         with self.model.evaluating():
-            logits = F.linear(self._predict(at, real), self.model.head_weight)
+            logits = self.model.head(self._predict(at, real))
         own = log_probs(logits)
         chosen = self.rule(own, real, self.budget) & real
         score = warp(logits, r.temperature, r.top_k, r.top_p)

@@ -141,7 +141,7 @@ def denoising(
         with model.evaluating():
             rows = model.denoise(tokens)
         rows = rows.gather(1, at[..., None].expand(-1, -1, model.config.hidden_size))
-        scores = warp(F.linear(rows, model.head_weight), temperature)
+        scores = warp(model.head(rows), temperature)
         if temperature > 0:
             scores = scores + gumbel(seed, samples, at, scores.shape[-1])
         tokens = tokens.scatter(1, at, scores.argmax(dim=-1))

@@ -1,4 +1,8 @@
-"""The numbers that decoding computes in: what a trained model is cast to before it writes."""
+"""The numbers that decoding computes in: what a trained model is cast to before it writes.
+
+A pass of few rows takes as long as it takes to read the weights. So they are made few bytes, and on a CPU they are laid
+out once in the blocks that the matrix kernels read, instead of in every pass.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,10 @@ def cast(model: Transformer, dtype: str) -> Transformer:
 
     Args:
         dtype: float32, bfloat16, int8 (weights of the layers, one scale a row; the rest is bfloat16), or auto: bfloat16
-            where the processor multiplies in it, float32 elsewhere. A pass of few rows takes as long as it takes to
-            read the weights, so that half the bytes is nearly half the time.
+            where the processor multiplies in it, float32 elsewhere.
+
+    Returns:
+        The model, for decoding and scoring only: its packed and its int8 weights are no parameters any more.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -29,7 +35,33 @@ def cast(model: Transformer, dtype: str) -> Transformer:
             for name, module in list(layer.named_children()):
                 if isinstance(module, nn.Linear):
                     setattr(layer, name, Int8Linear(module))
-    return model.float() if dtype == "float32" else model.bfloat16()
+    return pack(model.float() if dtype == "float32" else model.bfloat16())
+
+
+def pack(model: Transformer) -> Transformer:
+    """Lay out all matrices of a model for decoding on a CPU, in place; the numbers stay. Elsewhere: nothing to do."""
+    if not _packs(model.head_weight):
+        return model
+    for layer in model.layers:
+        for name, module in list(layer.named_children()):
+            if isinstance(module, nn.Linear):
+                setattr(layer, name, PackedLinear(module.weight))
+    model.packed_head = PackedLinear(model.head_weight)
+    return model
+
+
+class PackedLinear(nn.Module):
+    """A linear layer without bias whose weight is in the blocked layout of oneDNN: about twice as fast for few rows."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        # In a tuple, because `nn.Module.to` cannot move what has no strides. 8 is the number of rows it is tuned for.
+        self.blocked = (torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 8),)
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.blocked[0], None, "none", [], "")
+        return rows
 
 
 class Int8Linear(nn.Module):
@@ -51,6 +83,12 @@ class Int8Linear(nn.Module):
             rows = torch.ops.aten._weight_int8pack_mm(x.flatten(0, -2), self.weight, scale)
             return rows.unflatten(0, x.shape[:-1])
         return F.linear(x, self.weight.to(x.dtype)) * scale
+
+
+def _packs(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bfloat16(weight.device))
 
 
 def _has_bfloat16(device: torch.device) -> bool:

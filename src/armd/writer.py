@@ -187,7 +187,7 @@ class Writer:
         positions, drafts = self.positions.gather(1, ranks), self.tokens.gather(1, ranks)
         tested = (ranks < self.frontier[:, None]) & inside
 
-        logits = F.linear(hidden, self.model.head_weight)
+        logits = self.model.head(hidden)
         verdict = self.check(logits, self.samples, positions, drafts, tested, self.age)
         chosen, run = verdict.chosen, verdict.run
         mass = logits.to(torch.promote_types(logits.dtype, torch.float32)).logsumexp(dim=-1)

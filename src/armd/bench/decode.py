@@ -25,6 +25,7 @@ from armd.bench.timing import Job, Timing, Work, alternate, bandwidth, commit, m
 from armd.decode import collect, stream
 from armd.errors import UserError
 from armd.model import Armd, ArmdConfig, Transformer
+from armd.precision import pack
 from armd.request import make_request
 from armd.writer import Event
 
@@ -230,7 +231,7 @@ def decoding(
         for batch, length in itertools.product(options.batch, options.length):
             group = {"dtype": dtype, "batch": batch, "length": length}
             where = f"{dtype}, batch {batch}, N = {length}: "
-            entries = {c.name: c for c in _contestants(models, options, batch, length)}
+            entries = {c.name: c for c in _contestants(models, record["weight_bytes"], options, batch, length)}
             jobs = {name: c.job for name, c in entries.items()}
             times = alternate(jobs, options.repeats, device, lambda name, where=where: tell(where + name))  # type: ignore[misc]
             reference = next(times[c.name] for c in entries.values() if c.what == record["reference"])
@@ -259,11 +260,14 @@ def _models(
     models["armd"] = Armd(config)
     models["masked diffusion"] = MaskedDiffusion(config)
     record["parameters"] = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    return {name: model.to(device, dtype).eval() for name, model in models.items()}
+    models = {name: model.to(device, dtype).eval() for name, model in models.items()}
+    record["weight_bytes"] = {name: weight_bytes(model) for name, model in models.items()}
+    return {name: pack(model) if isinstance(model, Transformer) else model for name, model in models.items()}
 
 
-def _contestants(models: dict[str, Any], options: DecodeBench, batch: int, length: int) -> Iterator[Contestant]:
-    weights = {name: weight_bytes(model) for name, model in models.items()}
+def _contestants(
+    models: dict[str, Any], weights: dict[str, int], options: DecodeBench, batch: int, length: int
+) -> Iterator[Contestant]:
     tokens, seed = length if options.tokens == "full" else options.tokens, options.seed
     if HUGGING_FACE in models:
         job = hugging_face_writing(models[HUGGING_FACE], batch, tokens, seed)
