@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from armd.bench import alternate
+from armd.bench.decode import DecodeBench
 from armd.bench.timing import Work
 from armd.cli import main
 from armd.model import ArmdConfig
@@ -93,9 +94,14 @@ def test_hugging_face_is_the_reference(tmp_path: Path, capsys: pytest.CaptureFix
     assert first["tokens"] == 2 * 8 and first["passes"] == 8 and first["ratio"]["median"] == 1
     assert record["machine"]["transformers"] and "hugging face" in (tmp_path / "plot.svg").read_text()
     ours = next(row for row in record["rows"] if row["streams"] == 4)
-    assert 8 <= ours["tokens"] / 2 < 8 + 4 and len(ours["seconds"]) == 1 and ours["length"] == 32
+    assert 8 <= ours["tokens"] / 2 < 8 + 4 and len(ours["seconds"]) == 2 and ours["length"] == 8
     same = record["parameters"]
     assert 0 < abs(same["hugging face gpt-2"] / same["armd"] - 1) < 0.2  # GPT-2 has biases and learned positions
+
+
+def test_quick_keeps_what_was_asked_for() -> None:
+    assert (DecodeBench(quick=True).length, DecodeBench(quick=True).repeats) == ((32,), 1)
+    assert (DecodeBench(quick=True, length=(64,)).length, DecodeBench(quick=True, repeats=2).repeats) == ((64,), 2)
 
 
 @pytest.mark.usefixtures("no_transformers")

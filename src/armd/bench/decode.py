@@ -77,8 +77,9 @@ class DecodeBench:
             if not getattr(self, name):
                 raise UserError(f"{name} needs at least one value")
         if self.quick:
-            object.__setattr__(self, "length", (32,))
-            object.__setattr__(self, "repeats", 1)
+            for name, value in (("length", (32,)), ("repeats", 1)):
+                if getattr(self, name) == getattr(DecodeBench, name):  # what is asked for by name stays
+                    object.__setattr__(self, name, value)
         for name in ("vocab_size", "batch", "length", "streams", "diffusion_passes", "repeats"):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) < 1:
