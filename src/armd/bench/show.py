@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,12 +65,13 @@ def plot(record: Mapping[str, Any]) -> str:
     groups = list(dict.fromkeys((row["dtype"], row["batch"], row["length"]) for row in record["rows"]))
     wide, high, top = 330, 250, 60
     columns = min(len(groups), 4)
-    width = max(columns, 2) * wide
+    legend, legend_width = _legend(record["rows"])
+    width = max(columns * wide, math.ceil(legend_width))
     size = f"{width} {top + high * -(-len(groups) // columns)}"
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{width}">',
         f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>',
-        f'<text x="12" y="20" class="head">Decoding speed by number of streams</text>{_legend(record["rows"])}',
+        f'<text x="12" y="20" class="head">Decoding speed by number of streams</text>{legend}',
     ]
     for i, group in enumerate(groups):
         rows = [row for row in record["rows"] if (row["dtype"], row["batch"], row["length"]) == group]
@@ -101,7 +103,8 @@ def _chart(title: str, rows: list[dict[str, Any]]) -> str:
     return drawing(title, told, lines, ("streams S", "tokens/s"), log_x=True, log_y=True)
 
 
-def _legend(rows: list[dict[str, Any]]) -> str:
+def _legend(rows: list[dict[str, Any]]) -> tuple[str, float]:
+    """The names of the lines in a row, and how wide that is."""
     modes = {row["mode"] for row in rows if row["what"] == "armd"}
     shown = {mode: look for mode, look in LOOKS.items() if mode in modes}
     shown["ideal: S times one stream"] = "ideal", ""
@@ -113,4 +116,4 @@ def _legend(rows: list[dict[str, Any]]) -> str:
         line = f'<g class="{style}"><path class="line" d="M2 8h30"/>{drawn}</g>'
         out.append(f'<g transform="translate({x:g} 32)">{line}<text x="38" y="12">{safe(label)}</text></g>')
         x += 58 + 6.5 * len(label)
-    return "".join(out)
+    return "".join(out), x
