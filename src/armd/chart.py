@@ -152,7 +152,8 @@ def drawing(
         out.append(f'<path class="grid" d="M{left} {at_y(y):.1f}h{width}"/>')
         out.append(f'<text x="{left - 7}" y="{at_y(y) + 4:.1f}" text-anchor="end">{_tick(y)}</text>')
     for x in x_ticks:
-        out.append(f'<text x="{at_x(x):.1f}" y="{top + height + 17}" text-anchor="middle">{_tick(x)}</text>')
+        middle = min(at_x(x), 308 - 3.5 * len(_tick(x)))  # the last one must not stick out
+        out.append(f'<text x="{middle:.1f}" y="{top + height + 17}" text-anchor="middle">{_tick(x)}</text>')
     out.append(f'<text class="axis" x="{left + width}" y="203" text-anchor="end">{safe(axes[0])} \u2192</text>')
     out.append(f'<text class="axis" x="0" y="203">\u2191 {safe(axes[1])}</text>')
     inside = (left - 5, 0, width + 10, top + height + 5)  # a nested svg cuts off what lies outside
