@@ -12,7 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from armd.chart import MARKS, Number, Series, chart, finite_points, is_finite, legend, number, safe, swatch
+from armd.chart import MARKS, Series, chart, finite_points, is_finite, legend, number, safe, swatch
+from armd.quantities import count, duration
 
 TINTS = 10
 """Colours of the scale from the first step to the last: classes t0 .. t9 of the style sheet."""
@@ -21,20 +22,6 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 
 
 # ---- words and colours -----------------------------------------------------------------------------------------------
-
-
-def _count(value: Number) -> str:
-    """1234567 -> 1.23M."""
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
-
-
-def _seconds(value: Number) -> str:
-    if value < 100:
-        return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
 
 
 def _name(family: str) -> str:
@@ -62,18 +49,18 @@ def _head(results: Mapping[str, Any], speed: list[dict[str, Any]]) -> str:
     summary = results.get("summary") or {}
     out = [f"<header><h1>{safe(results.get('title') or 'armd')}</h1>"]
     if summary:
-        size, corpus = _count(summary.get("parameters", 0)), safe(summary.get("corpus", "text"))
-        hardware, spent = safe(summary.get("hardware", "")), _seconds(summary.get("train_seconds", 0))
+        size, corpus = count(summary.get("parameters", 0)), safe(summary.get("corpus", "text"))
+        hardware, spent = safe(summary.get("hardware", "")), duration(summary.get("train_seconds", 0))
         on = f" on {hardware}" if hardware else ""
         lead = f"A language model with {size} parameters learned <b>{corpus}</b> in {spent}{on}. "
         lead += "It can write text in any order, and several tokens at a time."
         out.append(f'<p class="lead">{lead}{_speedup(speed)}</p>')
         cards = (
             ("bits_per_byte", lambda v: f"{v:.3f}", "bits per byte", "on held-out files; lower is better"),
-            ("parameters", _count, "parameters", f"preset {safe(summary.get('preset', '-'))}"),
-            ("train_tokens", _count, "tokens read", "while training"),
-            ("train_seconds", _seconds, "of training", safe(summary.get("hardware", ""))),
-            ("tokens_per_second", _count, "tokens a second", "while training"),
+            ("parameters", count, "parameters", f"preset {safe(summary.get('preset', '-'))}"),
+            ("train_tokens", count, "tokens read", "while training"),
+            ("train_seconds", duration, "of training", safe(summary.get("hardware", ""))),
+            ("tokens_per_second", count, "tokens a second", "while training"),
         )
         out.append('<ul class="cards">')
         for key, show, unit, note in cards:
