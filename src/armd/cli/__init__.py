@@ -1,4 +1,4 @@
-"""The command line: armd prepare | train | generate | evaluate | bench | demo.
+"""The command line: armd prepare | plan | train | watch | plot | generate | evaluate | bench | demo.
 
 Exit status: 0 done, 2 the user's mistake (one line on standard error), 1 our failure or a run that stopped early.
 """
@@ -16,15 +16,18 @@ from armd.cli.bench import Bench, BenchTrain, run_bench, run_bench_decode
 from armd.cli.demo import Demo, run_demo
 from armd.cli.evaluate import Evaluate, run_evaluate
 from armd.cli.generate import Generate, run_generate
+from armd.cli.plan import Plan, run_plan
 from armd.cli.prepare import Prepare, run_prepare
 from armd.cli.terminal import parse, say
 from armd.cli.train import Train, run_train
 from armd.errors import UserError
 from armd.train import TrainingStopped
 
+# A command of no kind parses its own words: its options depend on the preset.
 COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "prepare": (Prepare, run_prepare),
-    "train": (None, run_train),  # parses its own words: the options depend on the preset
+    "plan": (None, run_plan),
+    "train": (None, run_train),
     "generate": (Generate, run_generate),
     "evaluate": (Evaluate, run_evaluate),
     "bench": (Bench, run_bench),
@@ -35,7 +38,8 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
 
 
 def usage() -> str:
-    lines = [f"  {name:<14}{((kind or Train).__doc__ or '').splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    kinds = {name: kind or {"plan": Plan, "train": Train}[name] for name, (kind, _) in COMMANDS.items()}
+    lines = [f"  {name:<14}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     head = [f"armd {armd.__version__}: auto-regressive masked diffusion", "", "usage: armd COMMAND [options]", ""]
     return "\n".join([*head, *lines, "", "armd COMMAND --help lists the options."])
 

@@ -1,0 +1,117 @@
+"""Bytes of memory of a training step on one device, by part, before anything is run.
+
+Weights, gradients, optimiser state and average are float32 and counted exactly. Activations are what the backward pass
+keeps, tensor by tensor; r = 4 bytes for the residual stream, which stays float32, and a for what autocast makes of a
+row: 2 in bfloat16, 4 in float32. Per token:
+
+    a row updated       (2 r + 4 a) D + 2 a F    rows into both norms; inputs of query and MLP, q, attended; MLP twice
+    its keys, values    4 a D                    input, keys before and after rotation, values
+    the last X          r D                      its norm is all that is done to it
+    G^0                 2 r D + by kind          table of embeddings, G^0 in text order
+    last norm           (r + a) D
+    rotations           4 D / H a stream
+
+Left out: statistics of norms, masks of dropout (D bytes a row), dense masks of blocks, gradients of activations, which
+live for a layer, the allocator's gaps and the CUDA context.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from armd.flops import shapes_only
+from armd.model import ArmdConfig
+from armd.objective import CHUNK_LOGITS
+from armd.train import TrainConfig
+
+FLOAT = 4  # bytes of float32
+
+SHARDINGS = ("none", "ddp", "fsdp")
+"""One device; a copy on each of several; weights, gradients, optimiser state and average divided among them."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: float
+    """Float32 weights and tables."""
+    gradients: float
+    """Float32 gradients."""
+    optimiser: float
+    """Two moments of every weight."""
+    average: float
+    """Moving average of the weights."""
+    copies: float
+    """Weights in bfloat16 for autocast, and what sharding holds besides."""
+    activations: float
+    """What the backward pass keeps of a micro batch."""
+    logits: float
+    """The chunk of logits in work."""
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+
+def training_memory(
+    config: TrainConfig, texts: int, sharding: str = "none", devices: int = 1, recompute: bool = False
+) -> Memory:
+    """Memory of a step on one of `devices`.
+
+    Args:
+        texts: texts in a forward pass on this device.
+        sharding: one of `SHARDINGS`.
+        recompute: whether layers keep only the rows that enter them, and are computed again in the backward pass.
+    """
+    model = shapes_only(config.model, config.architecture)
+    weights = FLOAT * model.num_parameters()
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    optimiser = 2 * weights + FLOAT * len(list(model.parameters()))  # AdamW: two moments, and a count a tensor
+    layer = sum(p.numel() for p in model.layers[0].parameters() if p.ndim == 2)
+    half = 2 if config.precision == "bf16" else 0
+    copies = half * (layer * len(model.layers) + model.head_weight.numel())
+    share = devices if sharding == "fsdp" else 1
+    if sharding == "ddp":
+        copies += weights  # buckets in which gradients travel
+    if sharding == "fsdp":
+        copies = (half or FLOAT) * (2 * layer + model.head_weight.numel())  # two layers are whole at a time
+    rows = texts * config.text_length
+    return Memory(
+        weights=weights / share + tables,
+        gradients=weights / share,
+        optimiser=optimiser / share,
+        average=weights / share if config.optim.ema else 0,
+        copies=copies,
+        activations=rows * activation_bytes(config, recompute),
+        logits=min(rows, max(CHUNK_LOGITS // config.model.vocab_size, 1))
+        * config.model.vocab_size
+        * (10 if half else 8),  # float32 logits and their log-softmax, in bfloat16 the logits as they came as well
+    )
+
+
+def activation_bytes(config: TrainConfig, recompute: bool = False) -> float:
+    """Bytes per token that the backward pass keeps, the head's left out; with `recompute`, of checkpointed layers."""
+    c, r, a = config.model, FLOAT, 2 if config.precision == "bf16" else FLOAT
+    D, F, L = c.hidden_size, c.intermediate_size or 4 * c.hidden_size, c.num_hidden_layers
+    two_stream = config.architecture == "armd"
+    twice = c.num_two_stream_layers - 1 if two_stream else 0
+    update = (2 * r + 4 * a) * D + 2 * a * F + FLOAT * c.num_attention_heads  # with the attention's log-sum-exp
+    keys_values = 4 * a * D
+    layers = (L + twice) * update + L * keys_values + (r * D if two_stream else 0)
+    if recompute:  # the rows that enter a layer, and all of the largest one
+        layers = (L + twice) * r * D + (2 if twice else 1) * update + keys_values
+    first = 2 * r * D + _prefix(c, config.text_length, a) if two_stream else 0
+    rotations = (2 if two_stream else 1) * 4 * D / c.num_attention_heads
+    return layers + first + (r + a) * D + rotations
+
+
+def _prefix(c: ArmdConfig, length: int, a: int) -> float:
+    row = FLOAT * c.hidden_size
+    aggregate = row + a * (length + 1)  # its sum before the norm, and its line of (P P^T) * M
+    kinds = {
+        "aggregate": aggregate,
+        "kernel": (2 * c.kernel_width + 2) * row,  # a masked kernel an offset; padded table; sum before the norm
+        "anchor+aggregate": aggregate + row,
+    }
+    return kinds.get(c.query, 0)

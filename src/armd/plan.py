@@ -1,0 +1,123 @@
+"""What a run will need before it is started: parameters, operations, memory, days and money, from the config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from armd.errors import UserError
+from armd.flops import LAYERS, parameters_by_part, total, training_flops, two_stream_ratio
+from armd.gpus import Accelerator
+from armd.memory import SHARDINGS, training_memory
+from armd.objective import CHUNK_LOGITS
+from armd.train import TrainConfig
+from armd.train.log import read_metrics
+
+BUDGETS = {"paper-small": (180_000, 400_000), "paper-medium": (120_000, 300_000), "paper-lm1b": (300_000, 1_000_000)}
+"""Steps of the paper's runs; all other presets have one budget, their own."""
+
+VOCABULARIES = {"paper-small": 50_257, "paper-medium": 50_257, "paper-lm1b": 30_522}
+"""Tokens of the paper's tokenizers, GPT-2's and BERT's; other presets are planned for bytes and end-of-text."""
+
+BYTES = 257
+USABLE = 0.9
+"""Share of the memory a plan may fill: CUDA's context, kernels' workspaces and the allocator's gaps need the rest."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run is planned for.
+
+    Attributes:
+        accelerator: each device.
+        devices: how many.
+        utilisation: share of the peak that the devices reach, in what they compute, whatever it is for.
+        price: of a device and hour.
+    """
+
+    accelerator: Accelerator
+    devices: int = 1
+    utilisation: float = 0.4
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.devices < 1:
+            raise UserError(f"gpus={self.devices} must be at least 1")
+        if not 0 < self.utilisation <= 1:
+            raise UserError(f"utilisation={self.utilisation} must be above 0 and at most 1")
+        if self.price is not None and not 0 <= self.price < float("inf"):
+            raise UserError(f"price_per_hour={self.price} must be at least 0 and finite")
+
+
+def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[str, Any]:
+    """The plan of a run as plain JSON values.
+
+    Args:
+        config: the run; its batch is divided among the devices.
+        machine: where.
+        budgets: numbers of steps to count days for.
+
+    Returns:
+        parameters, flops_per_token (parts, total, against_ar), memory (a row for each way to
+        share it and each way to keep activations; bytes on one device), tokens_per_second and budgets.
+    """
+    if config.batch_size % machine.devices:
+        raise UserError(f"gpus={machine.devices} must divide batch_size={config.batch_size}")
+    own = config.batch_size // machine.devices
+    texts = min(config.micro_batch_size or own, own)
+    parts = training_flops(config.model, config.text_length, config.architecture)
+    flops = total(parts)
+    speeds = {name: _speed(config, machine, flops, texts, name == "recomputed") for name in ("kept", "recomputed")}
+    ratio = two_stream_ratio(config.model, config.text_length) if config.architecture == "armd" else 1.0
+    return {
+        "parameters": parameters_by_part(config.model, config.architecture),
+        "flops_per_token": {"parts": {n: asdict(p) for n, p in parts.items()}, "total": flops, "against_ar": ratio},
+        "texts_per_pass": texts,
+        "memory": _memory(config, machine, texts),
+        "fits_below_bytes": USABLE * machine.accelerator.memory,
+        "tokens_per_second": speeds,
+        "budgets": [_budget(config, machine, steps, speeds["kept"]) for steps in budgets],
+    }
+
+
+def _memory(config: TrainConfig, machine: Machine, texts: int) -> list[dict[str, Any]]:
+    rows = []
+    for sharding in SHARDINGS if machine.devices > 1 else SHARDINGS[:1]:
+        for recompute in (False, True):
+            memory = training_memory(config, texts, sharding, machine.devices, recompute)
+            fits = memory.total <= USABLE * machine.accelerator.memory
+            how = {"sharding": sharding, "activations_are": "recomputed" if recompute else "kept"}
+            rows.append({**how, **asdict(memory), "total": memory.total, "fits": fits})
+    return rows
+
+
+def _speed(config: TrainConfig, machine: Machine, flops: float, texts: int, recompute: bool) -> float:
+    """Tokens per second of all devices; what is computed a second time takes its share."""
+    parts = training_flops(config.model, config.text_length, config.architecture)
+    chunked = texts * config.text_length > max(CHUNK_LOGITS // config.model.vocab_size, 1)
+    again = parts["head"].forward * chunked + sum(parts[name].forward for name in LAYERS) * recompute
+    return machine.devices * machine.utilisation * machine.accelerator.flops / (flops + again)
+
+
+def _budget(config: TrainConfig, machine: Machine, steps: int, speed: float) -> dict[str, Any]:
+    tokens = steps * config.batch_size * config.text_length
+    seconds = tokens / speed
+    hours = seconds / 3600 * machine.devices
+    cost = None if machine.price is None else hours * machine.price
+    return {"steps": steps, "tokens": tokens, "seconds": seconds, "device_hours": hours, "cost": cost}
+
+
+def measured(run: Path, config: TrainConfig, peak: float) -> dict[str, float]:
+    """The speed of a run of this config, and the share of the peak that it is.
+
+    Raises:
+        UserError: the run has no record of its speed.
+    """
+    rates = sorted(r["tokens_per_second"] for r in read_metrics(run) if "tokens_per_second" in r)
+    if not rates:
+        raise UserError(f"{run / 'metrics.jsonl'} holds no record of a speed yet")
+    speed = rates[len(rates) // 2]
+    flops = total(training_flops(config.model, config.text_length, config.architecture))
+    return {"tokens_per_second": speed, "utilisation": speed * flops / peak}
