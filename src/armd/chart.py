@@ -137,7 +137,7 @@ def drawing(
     xs = [x for s in series for x, _ in s.points]
     ys = frame or [y for s in series for _, y in s.points]
     y_ticks = _log_ticks(min(ys), max(ys)) if log_y else _ticks(min(ys), max(ys))
-    x_ticks = sorted(set(xs)) if log_x else [x for x in _ticks(min(xs), max(xs), 3) if min(xs) <= x <= max(xs)]
+    x_ticks = sorted(set(xs)) if log_x else [x for x in _ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
     left, top, width, height = 46, 12, 254, 150
     pad = 10 if log_x else 0
 
@@ -173,7 +173,11 @@ def drawing(
 
 
 def _tick(value: Number) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 2000 else f"{value:g}"
+    """1500 -> 1500, 2500 -> 2.5k, 3000000 -> 3M."""
+    for least, size, unit in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (2e3, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def swatch(style: str, marks: str, label: str) -> str:

@@ -75,10 +75,7 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
     speed, samples = write(model, tokenizer, valid, scores, seed)
     samples += fill(model, tokenizer, valid, seed)
 
-    rate = [r["tokens_per_second"] for r in read_metrics(model_folder) if "tokens_per_second" in r]
-    seconds = (
-        sum(config.log_every * config.batch_size * config.text_length / r for r in rate) if resume else result.seconds
-    )
+    records = [record for record in read_metrics(model_folder) if "tokens_per_second" in record]
     results = {
         "title": "armd demo",
         "summary": {
@@ -86,8 +83,8 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
             "parameters": model.num_parameters(),
             "corpus": CORPUS,
             "train_tokens": config.max_steps * config.batch_size * config.text_length,
-            "train_seconds": seconds,
-            "tokens_per_second": rate[-1] if rate else 0.0,
+            "train_seconds": records[-1].get("seconds", result.seconds),
+            "tokens_per_second": records[-1]["tokens_per_second"],
             "bits_per_byte": scores[0].bits_per_byte,
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
             "seed": seed,

@@ -17,9 +17,11 @@ from armd.cli.demo import Demo, run_demo
 from armd.cli.evaluate import Evaluate, run_evaluate
 from armd.cli.generate import Generate, run_generate
 from armd.cli.plan import Plan, run_plan
+from armd.cli.plot import Plot, run_plot
 from armd.cli.prepare import Prepare, run_prepare
 from armd.cli.terminal import parse, say
 from armd.cli.train import Train, run_train
+from armd.cli.watch import Watch, run_watch
 from armd.errors import UserError
 from armd.train import TrainingStopped
 
@@ -28,6 +30,8 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "prepare": (Prepare, run_prepare),
     "plan": (None, run_plan),
     "train": (None, run_train),
+    "watch": (Watch, run_watch),
+    "plot": (Plot, run_plot),
     "generate": (Generate, run_generate),
     "evaluate": (Evaluate, run_evaluate),
     "bench": (Bench, run_bench),

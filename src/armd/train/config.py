@@ -95,6 +95,8 @@ class TrainConfig:
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2
     """Checkpoints kept."""
+    tensorboard: bool = False
+    """Write the records for TensorBoard as well, under tensorboard/ of the run folder (armd[tensorboard])."""
 
     def __post_init__(self) -> None:
         check_types(self)

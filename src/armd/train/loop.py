@@ -24,7 +24,9 @@ from armd.model import Transformer
 from armd.objective import loss, nll
 from armd.orders import Family, generator
 from armd.train import optim, state
+from armd.train.board import load_writer
 from armd.train.config import TrainConfig, from_json, to_json
+from armd.train.gauge import Gauge
 from armd.train.log import Log, read_metrics
 
 
@@ -80,6 +82,8 @@ def train(
         raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
     tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
     device = pick_device(config.device)
+    if config.tensorboard:
+        load_writer()  # absent, it is missed now and not after the run is made
     identity = {"config": to_json(config), "data": Manifest.load(data).digest}
     _check_run(run, identity, resume)
     for part in (train_set, valid_set):
@@ -95,27 +99,30 @@ def train(
 
     valid: dict[str, float] = {}
     began = time.monotonic()
-    with Log(run, start, config.max_steps, quiet) as log, _interruptible() as interrupted:
+    with Log(run, start, config.max_steps, quiet, config.tensorboard) as log, _interruptible() as interrupted:
         for what in damaged:
             log.say(f"{what}; going on from step {start}")
         log.say(f"training {model.num_parameters():,} parameters on {train_set.tokens:,} tokens, {device}, into {run}")
+        gauge = Gauge(config, device, before=log.seconds)
         for step in range(start, config.max_steps):
+            gauge.start()
             tokens = train_set.batch(step, config.batch_size, config.seed).to(device)
             family, value, norm = train_step(model, optimiser, tokens, step, config)
             done = step + 1
             _check_finite(run, done, {"loss": value, "gradient norm": norm})
             if average:
                 optim.update_average(average, model.parameters(), config.optim.ema, step)
+            gauge.stop(family, value)
 
             if done % config.log_every == 0 or done == config.max_steps:
-                rate = (done - start) * config.batch_size * config.text_length / (time.monotonic() - began)
-                log.step(done, f"loss {value:.3f} nats ({family})  {rate:,.0f} tokens/s")
-                log.record(step=done, family=family, loss=value, grad_norm=norm, tokens_per_second=round(rate))
+                lr, measured = optim.learning_rate(step, config.max_steps, config.optim), gauge.read()
+                log.step(done, f"loss {value:.3f} nats ({family})  {measured['tokens_per_second']:,} tokens/s")
+                log.record(step=done, family=family, loss=value, grad_norm=norm, lr=lr, **measured)
             if done % config.eval_every == 0 or done == config.max_steps:
                 with _averaged(model, average):
                     valid = validate(model, valid_set, config)
                 _check_finite(run, done, {f"held-out loss of {name}": value for name, value in valid.items()})
-                log.record(step=done, valid=valid)
+                log.record(step=done, valid=valid, seconds=gauge.seconds)
                 log.say(f"step {done}: held-out nats/token " + ", ".join(f"{k} {v:.4f}" for k, v in valid.items()))
             if done % config.save_every == 0 or done == config.max_steps or interrupted:
                 _check_finite(run, done, {"largest weight": _largest([*model.parameters(), *average])})
@@ -209,7 +216,8 @@ def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
         raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
     old, new = (json.loads(json.dumps(values["config"])) for values in (before, identity))
     for values in (old, new):
-        values.pop("device", None)  # where it runs may change
+        for name in ("device", "tensorboard"):  # where it runs and what it also writes may change
+            values.pop(name, None)
     changed = sorted(name for name in new if old.get(name) != new[name])
     if changed:
         raise UserError(f"{path.parent} was started with other values of {', '.join(changed)}; --resume needs the same")

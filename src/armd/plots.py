@@ -1,0 +1,174 @@
+"""Curves of training runs as one SVG picture: losses, speed, whatever their records hold, against tokens or time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armd.chart import MARKS, Point, Series, drawing, finite_points, safe
+from armd.errors import UserError
+from armd.fields import is_number
+from armd.train import TrainConfig, load_config
+from armd.train.log import read_metrics
+
+# Okabe and Ito's colours, which remain apart for the colour-blind, yellow left out: it is too pale for a line.
+STYLE = """
+text { font: 11px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 13px; fill: #111 }
+.paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }
+.line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round }
+.r0 { color: #0072b2 } .r1 { color: #d55e00 } .r2 { color: #009e73 } .r3 { color: #cc79a7 }
+.r4 { color: #56b4e9 } .r5 { color: #e69f00 } .r6 { color: #000 }
+"""
+COLOURS = 7
+
+AXES = {"tokens": "tokens", "steps": "steps", "seconds": "seconds"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A quantity of the records: how it is called, its unit, what it is divided by, whether its start is steep."""
+
+    name: str
+    unit: str
+    size: float = 1.0
+    steep: bool = False
+
+
+KEYS = {
+    "loss": Key("Training loss", "nats per token", steep=True),
+    "losses": Key("Training loss", "nats per token", steep=True),
+    "valid": Key("Held out", "nats per token", steep=True),
+    "grad_norm": Key("Gradient norm", "norm", steep=True),
+    "lr": Key("Learning rate", "rate"),
+    "tokens_per_second": Key("Speed", "tokens/s"),
+    "mfu": Key("Share of the device's peak", "%", 0.01),
+    "memory_bytes": Key("Memory", "GB", 1e9),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run and its records."""
+
+    name: str
+    config: TrainConfig
+    records: list[dict[str, Any]]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs of some folders, named by them, in full where two share a name.
+
+    Raises:
+        UserError: a folder is no run, is given twice, or holds no records; or its records are damaged.
+    """
+    runs = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"run folder {folder} does not exist")
+        if folders.count(folder) > 1:
+            raise UserError(f"run folder {folder} is given twice")
+        config, records = load_config(folder), read_metrics(folder)
+        if not records:
+            raise UserError(f"{folder / 'metrics.jsonl'} holds no record yet")
+        alone = [other.resolve().name for other in folders].count(folder.resolve().name) == 1
+        runs.append(Run(folder.resolve().name if alone else str(folder), config, records))
+    return runs
+
+
+def plot(runs: Sequence[Run], keys: Sequence[str], x: str = "tokens") -> str:
+    """A chart for each key and order family, a line for each run, as a whole SVG file.
+
+    Args:
+        runs: what `read_runs` returned.
+        keys: of `KEYS`; losses and valid draw a chart for each order family.
+        x: tokens, steps or seconds.
+
+    Raises:
+        UserError: a key is unknown, or no run has a record of it.
+    """
+    charts = [chart for key in keys for chart in _charts(runs, key, x)]
+    wide, high, columns = 330, 246, min(len(charts), 3)
+    legend, top = _legend(runs, columns * wide)
+    width, height = columns * wide, top + high * -(-len(charts) // columns)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{max(width, 660)}">',
+        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>{legend}',
+    ]
+    for i, (title, drawn) in enumerate(charts):
+        left, down = 10 + wide * (i % columns), top + high * (i // columns)
+        out.append(f'<text class="head" x="{left}" y="{down + 14}">{safe(title)}</text>')
+        out.append(f'<svg x="{left}" y="{down + 22}" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>')
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def page(picture: str, runs: Sequence[Run]) -> str:
+    """The picture as a web page that needs nothing but a browser."""
+    title = safe(", ".join(run.name for run in runs))
+    head = f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>'
+    return f"{head}\n<body>\n{picture}</body></html>\n"
+
+
+def _charts(runs: Sequence[Run], name: str, x: str) -> list[tuple[str, str]]:
+    """Titles and drawings of one key."""
+    if name not in KEYS:
+        raise UserError(f"key={name!r} is unknown; choose one of {', '.join(KEYS)}")
+    if x not in AXES:
+        raise UserError(f"x={x!r} is unknown; choose one of {', '.join(AXES)}")
+    key, found = KEYS[name], []
+    by_family = name in ("losses", "valid")
+    families = (
+        dict.fromkeys(family for run in runs for r in run.records for family in r.get(name, {})) if by_family else [""]
+    )
+    for family in families:
+
+        def value(record: Mapping[str, Any], family: str = family) -> Any:
+            return record.get(name, {}).get(family) if by_family else record.get(name)
+
+        lines = [
+            Series(run.name, _points(run, value, x, key.size), f"r{i % COLOURS}", "circle" * (name == "valid"))
+            for i, run in enumerate(runs)
+        ]
+        title = key.name + f", {family.replace('_', ' ')}" * bool(family)
+        told = "; ".join(f"{s.label} ends at {s.points[-1][1]:.4g}" for s in lines if s.points)
+        frame = [y for s in lines for y in _settled(s.points)] if key.steep else None
+        drawn = drawing(title, told, lines, (AXES[x], key.unit), frame=frame)
+        found += [(title, drawn)] if drawn else []
+    if not found:
+        raise UserError(f"key={name!r}: no record of it in {', '.join(run.name for run in runs)}")
+    return found
+
+
+def _points(run: Run, value: Callable[[Mapping[str, Any]], Any], x: str, size: float) -> list[Point]:
+    each = {"steps": 1, "tokens": run.config.batch_size * run.config.text_length}
+    points = []
+    for record in run.records:
+        at = record.get("seconds") if x == "seconds" else record["step"] * each[x]
+        y = value(record)
+        if is_number(at) and is_number(y):
+            points.append((at, y / size))
+    return finite_points(points)
+
+
+def _settled(points: list[Point]) -> list[float]:
+    """Values after the first tenth of the way: the steep start would squeeze the rest, and is cut off."""
+    if len(points) < 4:
+        return [y for _, y in points]
+    (first, _), (last, _) = points[0], points[-1]
+    return [y for x, y in points if x >= first + (last - first) / 10]
+
+
+def _legend(runs: Sequence[Run], width: int) -> tuple[str, int]:
+    """Lines and names of the runs in rows of this width, and the height they take."""
+    out, x, y = [], 12.0, 10
+    for i, run in enumerate(runs):
+        wide = 54 + 6.2 * len(run.name)
+        if x > 12 and x + wide > width:
+            x, y = 12.0, y + 18
+        marks = MARKS["circle"](17, 8)
+        line = f'<path class="line" d="M2 8h30"/><g class="marks">{marks}</g>'
+        text = f'<text x="38" y="12">{safe(run.name)}</text>'
+        out.append(f'<g transform="translate({x:g} {y})"><g class="r{i % COLOURS}">{line}</g>{text}</g>')
+        x += wide
+    return "".join(out), y + 30
