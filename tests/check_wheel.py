@@ -18,7 +18,7 @@ names = [m.name for m in pkgutil.walk_packages(armd.__path__, "armd.")]
 for name in names:
     importlib.import_module(name)
 assert "<html" in armd.report.render({"title": "wheel"}).lower()
-optional = {"datasets", "pyarrow"} & set(sys.modules)
+optional = {"datasets", "pyarrow", "tensorboard"} & set(sys.modules)
 assert not optional, f"imported without being asked for: {optional}"
 print(f"wheel: {len(names)} modules imported, armd {armd.__version__}")
 """

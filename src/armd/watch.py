@@ -40,8 +40,8 @@ def look(run: Path, config: TrainConfig, now: float) -> dict[str, Any]:
 
     Returns:
         state (waiting: no record yet; running; silent: no record for five times the usual while, the run may have been
-        stopped; done), step, max_steps, seconds, eta_seconds, silent_seconds, the fields of the newest record, valid,
-        checkpoint (its step, or None) and curves: lists of values, oldest first.
+        stopped; done), records (how many), step, max_steps, seconds, eta_seconds, silent_seconds, the fields of the
+        newest record, valid, checkpoint (its step, or None) and curves: lists of values, oldest first.
 
     Raises:
         UserError: metrics.jsonl is damaged.
@@ -63,6 +63,7 @@ def look(run: Path, config: TrainConfig, now: float) -> dict[str, Any]:
     return {
         "run": str(run),
         "state": state,
+        "records": len(records),
         "step": step,
         "max_steps": config.max_steps,
         "seconds": max((r["seconds"] for r in records if is_number(r.get("seconds"))), default=None),

@@ -44,7 +44,7 @@ def run_watch(args: Watch) -> None:
 
     if args.once or args.json:
         seen = see()
-        if seen["state"] == "waiting":
+        if not seen["records"]:
             raise UserError(f"{args.run / 'metrics.jsonl'} holds no record yet")
         if args.json:
             print(json_text(seen))
