@@ -43,7 +43,7 @@ class Memory:
     average: float
     """Moving average of the weights."""
     copies: float
-    """Weights in bfloat16 for autocast, and what sharding holds besides."""
+    """Weights in bfloat16 for autocast; what fsdp gathers of them and, over several passes, of their gradients."""
     activations: float
     """What the backward pass keeps of a micro batch."""
     logits: float
@@ -55,13 +55,20 @@ class Memory:
 
 
 def training_memory(
-    config: TrainConfig, texts: int, sharding: str = "none", devices: int = 1, recompute: bool = False
+    config: TrainConfig,
+    texts: int,
+    sharding: str = "none",
+    devices: int = 1,
+    *,
+    passes: int = 1,
+    recompute: bool = False,
 ) -> Memory:
     """Memory of a step on one of `devices`.
 
     Args:
         texts: texts in a forward pass on this device.
         sharding: one of `SHARDINGS`.
+        passes: forward passes of a step; with more than one, fsdp sums the gradients of whole weights before it shares.
         recompute: whether layers keep only the rows that enter them, and are computed again in the backward pass.
     """
     model = shapes_only(config.model, config.architecture)
@@ -72,10 +79,8 @@ def training_memory(
     half = 2 if config.precision == "bf16" else 0
     copies = half * (layer * len(model.layers) + model.head_weight.numel())
     share = devices if sharding == "fsdp" else 1
-    if sharding == "ddp":
-        copies += weights  # buckets in which gradients travel
-    if sharding == "fsdp":
-        copies = (half or FLOAT) * (2 * layer + model.head_weight.numel())  # two layers are whole at a time
+    if sharding == "fsdp":  # gathered before their first use in a step, dropped after its last backward pass
+        copies = (half or FLOAT) * model.num_parameters() + (weights if passes > 1 else 0)
     rows = texts * config.text_length
     return Memory(
         weights=weights / share + tables,
