@@ -233,6 +233,19 @@ def test_following_ends_with_the_run(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert seen["state"] == "done" and len(shown) == 2
 
 
+def test_ctrl_c_ends_watching_and_is_no_failure(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    (run / "checkpoints" / "step-00000012").rename(run / "hidden")
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    assert main(["watch", str(run)]) == 0
+    shown = capsys.readouterr()
+    assert "step 12 of 12" in shown.out and shown.err == ""
+
+
 def test_watch_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", str(run), "--once"]) == 0
     shown = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def run_watch(args: Watch) -> None:
         else:
             _console().print(watch.panel(seen), highlight=False)
         return
-    with Live(console=_console(), auto_refresh=False) as live:
+    with contextlib.suppress(KeyboardInterrupt), Live(console=_console(), auto_refresh=False) as live:
         watch.follow(see, lambda drawn: live.update(drawn, refresh=True), args.every)
 
 
