@@ -76,10 +76,10 @@ def test_a_gauge_measures_the_steps_since_the_last_reading(monkeypatch: pytest.M
 
     def steps(seconds: float, losses: dict[str, float]) -> None:
         for family, loss in losses.items():
-            meter.start()
             clock[0] += seconds
             meter.stop(family, loss)
             clock[0] += 10  # a validation, which is no training
+            meter.start()
 
     steps(2.0, {"left_to_right": 5.0, "reinsert:1": 4.0, "reinsert:2": 3.0, "uniform": 6.0})
     first = meter.read()

@@ -35,6 +35,7 @@ class Gauge:
         self._share = flops / (devices * peak) if peak else None  # of the peak, at one token per second
         self._began = time.monotonic() - before
         self._clear()
+        self.start()
 
     def _clear(self) -> None:
         self._losses: dict[str, list[float]] = {}
@@ -46,7 +47,7 @@ class Gauge:
         return round(time.monotonic() - self._began, 3)
 
     def start(self) -> None:
-        """A step begins."""
+        """The next step begins; the first one has begun when the gauge is made."""
         self._step_began = time.monotonic()
 
     def stop(self, family: str, loss: float) -> None:

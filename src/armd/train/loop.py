@@ -105,7 +105,6 @@ def train(
         log.say(f"training {model.num_parameters():,} parameters on {train_set.tokens:,} tokens, {device}, into {run}")
         gauge = Gauge(config, device, before=log.seconds)
         for step in range(start, config.max_steps):
-            gauge.start()
             tokens = train_set.batch(step, config.batch_size, config.seed).to(device)
             family, value, norm = train_step(model, optimiser, tokens, step, config)
             done = step + 1
@@ -131,6 +130,7 @@ def train(
                     checkpoint.save(model, run, tokenizer)
             if interrupted:
                 raise TrainingStopped(f"interrupted after step {done}, which is saved; go on with --resume")
+            gauge.start()
     if average:
         _copy(average, model.parameters())
     if start == config.max_steps:  # it may have been killed between its last checkpoint and publishing that
