@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from armd.errors import UserError
+from armd.fields import is_number
 from armd.flops import LAYERS, parameters_by_part, total, training_flops, two_stream_ratio
 from armd.gpus import Accelerator
 from armd.memory import SHARDINGS, training_memory
 from armd.objective import CHUNK_LOGITS
-from armd.train import TrainConfig
+from armd.train import TrainConfig, load_config
 from armd.train.log import read_metrics
 
 BUDGETS = {"paper-small": (180_000, 400_000), "paper-medium": (120_000, 300_000), "paper-lm1b": (300_000, 1_000_000)}
@@ -60,13 +62,15 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         budgets: numbers of steps to count days for.
 
     Returns:
-        parameters, flops_per_token (parts, total, against_ar), memory (a row for each way to
-        share it and each way to keep activations; bytes on one device), tokens_per_second and budgets.
+        parameters, flops_per_token (parts, total, against_ar), memory (bytes on one device; a row for each way to
+        share it and to keep activations), tokens_per_second and budgets.
     """
     if config.batch_size % machine.devices:
         raise UserError(f"gpus={machine.devices} must divide batch_size={config.batch_size}")
     own = config.batch_size // machine.devices
     texts = min(config.micro_batch_size or own, own)
+    if own % texts:
+        raise UserError(f"micro_batch_size={texts} must divide the {own} texts of a device")
     parts = training_flops(config.model, config.text_length, config.architecture)
     flops = total(parts)
     speeds = {name: _speed(config, machine, flops, texts, name == "recomputed") for name in ("kept", "recomputed")}
@@ -83,7 +87,7 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
 
 
 def _memory(config: TrainConfig, machine: Machine, texts: int) -> list[dict[str, Any]]:
-    rows, passes = [], -(-config.batch_size // (machine.devices * texts))
+    rows, passes = [], config.batch_size // (machine.devices * texts)
     for sharding in SHARDINGS if machine.devices > 1 else SHARDINGS[:1]:
         for recompute in (False, True):
             memory = training_memory(config, texts, sharding, machine.devices, passes=passes, recompute=recompute)
@@ -110,14 +114,20 @@ def _budget(config: TrainConfig, machine: Machine, steps: int, speed: float) -> 
 
 
 def measured(run: Path, config: TrainConfig, peak: float) -> dict[str, float]:
-    """The speed of a run of this config, and the share of the peak that it is.
+    """The speed of a run of this network, the median of its records, and the share of the peak that it is.
 
     Raises:
-        UserError: the run has no record of its speed.
+        UserError: the run is of another network, or has no record of its speed.
     """
-    rates = sorted(r["tokens_per_second"] for r in read_metrics(run) if "tokens_per_second" in r)
+    own = load_config(run)
+    theirs, ours = (total(training_flops(c.model, c.text_length, c.architecture)) for c in (own, config))
+    if theirs != ours:
+        sizes = f"{theirs / 1e6:.3f} MFLOP a token, the plan {ours / 1e6:.3f}"
+        raise UserError(
+            f"{run} is of another network: {sizes}; give its fields and --vocab-size {own.model.vocab_size}"
+        )
+    rates = [r["tokens_per_second"] for r in read_metrics(run) if is_number(r.get("tokens_per_second"))]
     if not rates:
         raise UserError(f"{run / 'metrics.jsonl'} holds no record of a speed yet")
-    speed = rates[len(rates) // 2]
-    flops = total(training_flops(config.model, config.text_length, config.architecture))
-    return {"tokens_per_second": speed, "utilisation": speed * flops / peak}
+    speed = median(rates)
+    return {"tokens_per_second": speed, "utilisation": speed * ours / peak}

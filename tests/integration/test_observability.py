@@ -344,7 +344,8 @@ MISTAKES = {
     "plan tiny --utilisation 0": "utilisation=0.0 must be above 0",
     "plan tiny --vocab-size 0": "vocab_size=0 must be at least 1",
     "plan tiny --wings 2": "--wings",
-    "plan tiny --against {r}/nowhere": "{r}/nowhere",
+    "plan tiny --against {r}/nowhere": "{r}/nowhere/run.json does not exist",
+    "plan tiny --against {r}": "{r} is of another network",
 }  # fmt: skip
 
 
@@ -398,7 +399,9 @@ def test_plan_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str])
     )
     shown = capsys.readouterr().out
     assert "keys, values" in shown and "tokens/s" in shown and "H100" in shown and " 50 " in shown
-    assert main(["plan", "tiny", "--gpu", "cpu", "--against", str(run), "--json"]) == 0
+    sizes = {"hidden-size": 16, "num-hidden-layers": 1, "num-attention-heads": 2, "max-position-embeddings": 16}
+    words = [word for name, size in sizes.items() for word in (f"--model.{name}", str(size))]
+    assert main(["plan", "tiny", "--gpu", "cpu", "--against", str(run), *words, "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["measured"]
     assert measured["tokens_per_second"] > 0 and measured["utilisation"] > 0
 

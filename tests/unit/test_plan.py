@@ -16,6 +16,7 @@ import armd
 from armd import objective
 from armd.checkpoint import ARCHITECTURES
 from armd.errors import UserError
+from armd.files import write_json
 from armd.flops import parameters_by_part, total, training_flops, two_stream_ratio
 from armd.gpus import GPUS, get_accelerator
 from armd.memory import training_memory
@@ -23,6 +24,7 @@ from armd.model import ArmdConfig
 from armd.plan import Machine, measured, plan
 from armd.presets import PRESETS, paper_small, tiny
 from armd.train import OptimConfig, TrainConfig, optim
+from armd.train.config import to_json
 from conftest import QUERIES
 
 SHAPES = [("armd", query, layers, two) for query in QUERIES for layers, two in ((1, 1), (3, 1), (3, 2), (3, 3))]
@@ -197,11 +199,16 @@ def test_a_measured_speed_is_a_share_of_the_peak(tmp_path: Path) -> None:
     config = tiny(257, None)
     speeds = [{"step": 10 * i, "tokens_per_second": rate} for i, rate in enumerate((1.0, 500.0, 300.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in speeds))
+    write_json(tmp_path / "run.json", {"config": to_json(config)})
     flops = total(training_flops(config.model, config.text_length))
     assert measured(tmp_path, config, 600 * flops) == {"tokens_per_second": 300, "utilisation": pytest.approx(0.5)}
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no record of a speed yet"):
         measured(tmp_path, config, 1.0)
+    with pytest.raises(
+        UserError, match=r"is of another network: 18\.016 MFLOP a token, the plan 18\.017; give its fields"
+    ):
+        measured(tmp_path, tiny(258, None), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +219,10 @@ def test_a_measured_speed_is_a_share_of_the_peak(tmp_path: Path) -> None:
         (lambda: Machine(GPUS["h100"], 1, 0.4, -1.0), "price_per_hour=-1.0 must be at least 0"),
         (lambda: get_accelerator("abacus"), "gpu='abacus' is unknown; choose one of a100, h100, h200 or cpu"),
         (lambda: plan(tiny(257, None), Machine(GPUS["h100"], 3), ()), "gpus=3 must divide batch_size=16"),
+        (
+            lambda: plan(replace(tiny(257, None), batch_size=48, micro_batch_size=16), Machine(GPUS["h100"], 2), ()),
+            "micro_batch_size=16 must divide the 24 texts of a device",
+        ),
     ],
 )
 def test_mistakes_are_one_line(mistake, message: str) -> None:
