@@ -258,3 +258,11 @@ def test_rendering_is_deterministic_and_leaves_the_results_alone(results):
     before = copy.deepcopy(results["orders"]), copy.deepcopy(results["samples"])
     assert report.render(results) == report.render(results)
     assert before == (results["orders"], results["samples"])
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.00025, "0.00025"), (1500, "1500"), (2500, "2.5k"), (1_000_000, "1M"), (94.4e9, "94.4B"), (-3000, "-3k")],
+)
+def test_ticks_are_short(value, shown):
+    assert chart._tick(value) == shown

@@ -128,7 +128,7 @@ def _words(result: dict[str, Any]) -> str:
     """What the tables do not say."""
     kept, again = (result["tokens_per_second"][name] for name in ("kept", "recomputed"))
     lines = [
-        f"cost: {result['flops_per_token']['against_ar']:.3f} times the operations of an autoregressive model",
+        f"two streams: {result['flops_per_token']['against_ar']:.3f} times the operations of an autoregressive model",
         f"fits: below {result['fits_below_bytes'] / 1e9:.0f} GB, {USABLE:.0%} of the memory",
         f"speed: {kept:,.0f} tokens/s of all devices, {again:,.0f} with activations recomputed; "
         f"peak {result['peak_flops'] / 1e12:,.4g} TFLOP/s each",
