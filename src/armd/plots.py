@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ text { font: 11px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; 
 .paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }
 .line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round }
 .r0 { color: #0072b2 } .r1 { color: #d55e00 } .r2 { color: #009e73 } .r3 { color: #cc79a7 }
-.r4 { color: #56b4e9 } .r5 { color: #e69f00 } .r6 { color: #000 }
+.r4 { color: #56b4e9 } .r5 { color: #e69f00 } .r6 { color: #000 } .dashed .line { stroke-dasharray: 5 3 }
 """
 COLOURS = 7
 
@@ -28,18 +28,26 @@ AXES = {"tokens": "tokens", "steps": "steps", "seconds": "seconds"}
 
 @dataclass(frozen=True)
 class Key:
-    """A quantity of the records: how it is called, its unit, what it is divided by, whether its start is steep."""
+    """A quantity of the records.
+
+    Attributes:
+        name, unit: what stands at its chart.
+        size: what the unit is in that of the records.
+        steep: whether its start is, and would squeeze the rest.
+        by_family: whether records hold a value for each order family.
+    """
 
     name: str
     unit: str
     size: float = 1.0
     steep: bool = False
+    by_family: bool = False
 
 
 KEYS = {
     "loss": Key("Training loss", "nats per token", steep=True),
-    "losses": Key("Training loss", "nats per token", steep=True),
-    "valid": Key("Held out", "nats per token", steep=True),
+    "losses": Key("Training loss", "nats per token", steep=True, by_family=True),
+    "valid": Key("Held out", "nats per token", steep=True, by_family=True),
     "grad_norm": Key("Gradient norm", "norm", steep=True),
     "lr": Key("Learning rate", "rate"),
     "tokens_per_second": Key("Speed", "tokens/s"),
@@ -117,17 +125,9 @@ def _charts(runs: Sequence[Run], name: str, x: str) -> list[tuple[str, str]]:
     if x not in AXES:
         raise UserError(f"x={x!r} is unknown; choose one of {', '.join(AXES)}")
     key, found = KEYS[name], []
-    by_family = name in ("losses", "valid")
-    families = (
-        dict.fromkeys(family for run in runs for r in run.records for family in r.get(name, {})) if by_family else [""]
-    )
-    for family in families:
-
-        def value(record: Mapping[str, Any], family: str = family) -> Any:
-            return record.get(name, {}).get(family) if by_family else record.get(name)
-
+    for family in _families(runs, name) if key.by_family else [""]:
         lines = [
-            Series(run.name, _points(run, value, x, key.size), f"r{i % COLOURS}", "circle" * (name == "valid"))
+            Series(run.name, _points(run, name, family, x), _look(i), "circle" * (name == "valid"))
             for i, run in enumerate(runs)
         ]
         title = key.name + f", {family.replace('_', ' ')}" * bool(family)
@@ -140,14 +140,23 @@ def _charts(runs: Sequence[Run], name: str, x: str) -> list[tuple[str, str]]:
     return found
 
 
-def _points(run: Run, value: Callable[[Mapping[str, Any]], Any], x: str, size: float) -> list[Point]:
+def _families(runs: Sequence[Run], name: str) -> list[str]:
+    return list(dict.fromkeys(family for run in runs for record in run.records for family in record.get(name, {})))
+
+
+def _look(i: int) -> str:
+    """The classes of a run's lines: the colours, then the same ones dashed."""
+    return f"r{i % COLOURS}" + " dashed" * (i // COLOURS % 2)
+
+
+def _points(run: Run, name: str, family: str, x: str) -> list[Point]:
     each = {"steps": 1, "tokens": run.config.batch_size * run.config.text_length}
     points = []
     for record in run.records:
         at = record.get("seconds") if x == "seconds" else record["step"] * each[x]
-        y = value(record)
+        y: Any = record.get(name, {}).get(family) if family else record.get(name)
         if is_number(at) and is_number(y):
-            points.append((at, y / size))
+            points.append((at, y / KEYS[name].size))
     return finite_points(points)
 
 
@@ -169,6 +178,6 @@ def _legend(runs: Sequence[Run], width: int) -> tuple[str, int]:
         marks = MARKS["circle"](17, 8)
         line = f'<path class="line" d="M2 8h30"/><g class="marks">{marks}</g>'
         text = f'<text x="38" y="12">{safe(run.name)}</text>'
-        out.append(f'<g transform="translate({x:g} {y})"><g class="r{i % COLOURS}">{line}</g>{text}</g>')
+        out.append(f'<g transform="translate({x:g} {y})"><g class="{_look(i)}">{line}</g>{text}</g>')
         x += wide
     return "".join(out), y + 30

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from armd.fields import is_number
 from armd.quantities import duration
@@ -120,7 +121,7 @@ def panel(seen: dict[str, Any]) -> RenderableType:
         parts += ["", _curves(seen), "", _families(seen)]
     saved = "no checkpoint yet" if seen["checkpoint"] is None else f"last checkpoint: step {seen['checkpoint']:,}"
     parts += ["", f"{saved}   {_state(seen)}"]
-    return Panel(Group(*parts), title=seen["run"], expand=False)
+    return Panel(Group(*parts), title=Text(seen["run"]), expand=False)
 
 
 def _state(seen: dict[str, Any]) -> str:

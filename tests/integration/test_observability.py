@@ -246,6 +246,15 @@ def test_ctrl_c_ends_watching_and_is_no_failure(
     assert "step 12 of 12" in shown.out and shown.err == ""
 
 
+def test_names_are_no_markup_in_the_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = run.rename(run.with_name("[bold]a"))
+    with (odd / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "valid": {"[/y]": 1.5}}\n')
+    assert main(["watch", str(odd), "--once"]) == 0
+    shown = capsys.readouterr().out
+    assert "[bold]a" in shown and "[/y]" in shown
+
+
 def test_watch_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", str(run), "--once"]) == 0
     shown = capsys.readouterr().out
@@ -285,6 +294,14 @@ def test_a_plot_has_a_line_for_each_run_in_each_chart(run: Path, tmp_path: Path)
     shown = texts(drawn)
     assert {"run", "other", "Training loss", "Held out, left to right", "Held out, reinsert:2"} <= set(shown)
     assert shown.count("tokens →") == 3 and shown.count("↑ nats per token") == 3
+
+
+def test_runs_beyond_the_colours_are_dashed(run: Path, tmp_path: Path) -> None:
+    copies = [str(shutil.copytree(run, tmp_path / f"copy-{i}")) for i in range(9)]
+    drawn = picture([*copies, "--key", "loss"], tmp_path / "plot.svg")
+    [chart] = [e for e in drawn.iter() if e.get("role") == "img"]
+    looks = [e.get("class") for e in chart.iter() if e.get("class", "").startswith("r")]
+    assert len(set(looks)) == 9 and looks[7:] == ["r0 dashed", "r1 dashed"]
 
 
 def test_points_lie_where_the_records_say(run: Path, tmp_path: Path) -> None:

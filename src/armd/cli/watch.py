@@ -50,11 +50,11 @@ def run_watch(args: Watch) -> None:
         if args.json:
             print(json_text(seen))
         else:
-            _console().print(watch.panel(seen), highlight=False)
+            _console().print(watch.panel(seen))
         return
     with contextlib.suppress(KeyboardInterrupt), Live(console=_console(), auto_refresh=False) as live:
         watch.follow(see, lambda drawn: live.update(drawn, refresh=True), args.every)
 
 
 def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
