@@ -32,8 +32,16 @@ def check_shapes(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: 
             raise UserError(f"{source}: {name} has shape {shapes}")
 
 
-def save(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+def save(
+    model: Transformer,
+    folder: str | Path,
+    tokenizer: Tokenizer | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the publishable folder; each file replaces its predecessor atomically.
+
+    Args:
+        weights: instead of the model's own, which several processes may share.
 
     Raises:
         UserError: the folder cannot be written, the model is not ours, or the tokenizer has more tokens than it.
@@ -46,7 +54,7 @@ def save(model: Transformer, folder: str | Path, tokenizer: Tokenizer | None = N
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}"
         raise UserError(f"tokenizer does not fit the model: it has {sizes}")
-    write_tensors(folder / "model.safetensors", model.state_dict())
+    write_tensors(folder / "model.safetensors", weights or model.state_dict())
     if tokenizer is not None:
         write_atomically(folder / "tokenizer.json", lambda file: tokenizer.save(file))
     else:  # that of another model, saved here before

@@ -36,6 +36,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink()
 
 
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power failure, as `fsync` does the content of files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def json_text(values: Any, indent: int | None = None) -> str:
     """JSON that every parser reads: numbers that are not finite become null."""
     return json.dumps(_finite(values), indent=indent, allow_nan=False)

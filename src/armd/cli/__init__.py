@@ -22,8 +22,8 @@ from armd.cli.prepare import Prepare, run_prepare
 from armd.cli.terminal import parse, say
 from armd.cli.train import Train, run_train
 from armd.cli.watch import Watch, run_watch
-from armd.errors import UserError
-from armd.train import TrainingStopped
+from armd.errors import TrainingStopped, UserError
+from armd.train.parallel import leave, tells
 
 # A command of no kind parses its own words: its options depend on the preset.
 COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
@@ -65,11 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind, run = COMMANDS[name]
         run(parse(kind, rest, f"armd {name}") if kind else rest)
     except UserError as error:
-        say(f"error: {error}")
-        return 2
+        if tells(error):
+            say(f"error: {error}")
+        return leave(2)
     except TrainingStopped as stopped:
-        say(f"stopped: {stopped}")
-        return 1
+        if tells(stopped):
+            say(f"stopped: {stopped}")
+        return leave(1)
     except KeyboardInterrupt:
         say("stopped: interrupted")
         return 1
@@ -78,4 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as stop:  # --help of a command
         return int(stop.code or 0)
-    return 0
+    return leave(0)

@@ -16,6 +16,7 @@ from armd.errors import UserError
 from armd.files import json_text
 from armd.presets import PRESETS, get_preset, with_steps
 from armd.train import TrainConfig, train
+from armd.train.parallel import Ranks, joined
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Steps:
 
 
 def run_train(argv: Sequence[str]) -> None:
+    with joined() as ranks:  # the processes that torchrun started, if it did
+        _train(argv, ranks)
+
+
+def _train(argv: Sequence[str], ranks: Ranks) -> None:
     wants_help = any(word in ("-h", "--help") for word in argv)
     if not argv or argv[0].startswith("-"):
         if not wants_help:
@@ -64,11 +70,13 @@ def run_train(argv: Sequence[str]) -> None:
     if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
         base = with_steps(base, steps)
     config = parse(Train, argv[1:], prog, Train(paths.data, paths.out, config=base)).config
-    if config.max_steps < full:
+    if config.max_steps < full and ranks.first:
         o = config.orders
         phases = f"ar_steps={o.ar_steps}, perm_steps={o.perm_steps}, sbp_steps={o.sbp_steps}"
         say(f"{config.max_steps} steps instead of {full}: the phases of the orders shrink with them: {phases}")
     result = train(config, paths.data, paths.out, resume=paths.resume)
+    if not ranks.first:
+        return
     if paths.json:
         fields = {"run": str(result.run), "steps": config.max_steps, "parameters": result.model.num_parameters()}
         print(json_text({**fields, "valid": result.valid, "seconds": result.seconds}))

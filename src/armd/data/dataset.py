@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,7 +47,8 @@ class TokenDataset:
                 "give more text or a shorter length"
             )
         dtype = np.dtype(manifest.dtype)
-        self._shards = []
+        self._shards: list[np.ndarray] = []
+        self._files: list[tuple[Path, os.stat_result]] = []
         for shard in part.shards:
             path = self.folder / shard.file
             size, wanted = path.stat().st_size if path.is_file() else None, shard.tokens * dtype.itemsize
@@ -53,21 +56,23 @@ class TokenDataset:
                 state = "is missing" if size is None else f"has {size} bytes, not {wanted}"
                 raise UserError(f"shard {path} {state}; prepare the data again")
             self._shards.append(np.memmap(path, dtype=dtype, mode="r"))
+            self._files.append((path, path.stat()))
         self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     @property
     def bytes_per_token(self) -> float:
         return self.bytes / self.tokens
 
-    def batch(self, step: int, batch_size: int, seed: int) -> Int[Tensor, "B N"]:
-        """The texts of a training step: (batch_size, length) long.
+    def batch(self, step: int, batch_size: int, seed: int, rows: Sequence[int] | None = None) -> Int[Tensor, "B N"]:
+        """The texts of a training step: (batch_size, length) long, or only some rows of it.
 
         The split is a ring. An epoch starts it at a random phase, cuts it into windows, and visits each once, in an
         order drawn for the epoch; fewer than `length` tokens are left over.
         """
         windows = self.tokens // self.length
         texts = []
-        for index in range(step * batch_size, (step + 1) * batch_size):
+        for row in range(batch_size) if rows is None else rows:
+            index = step * batch_size + row
             epoch, place = divmod(index, windows)
             phase, permutation = _epoch(seed, epoch, windows, self.tokens)
             texts.append(self._read(phase + int(permutation[place]) * self.length))
@@ -89,9 +94,13 @@ class TokenDataset:
         """Compare every shard with its hash in the manifest; a split of more than `most` tokens would take too long."""
         for shard in self._manifest.shards if self.tokens <= most else ():
             path = self.folder / shard.file
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                    raise UserError(f"shard {path} was changed since it was made; prepare the data again")
+            try:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(f"shard {path} cannot be read: {error.strerror}") from None
+            if digest != shard.sha256:
+                raise UserError(f"shard {path} was changed since it was made; prepare the data again")
 
     def _read(self, start: int) -> np.ndarray:
         """`length` tokens of the ring from `start`."""
@@ -99,6 +108,7 @@ class TokenDataset:
         while missing:
             start %= self.tokens
             shard = int(np.searchsorted(self._ends, start, side="right"))
+            self._check_unchanged(shard)
             first = int(self._ends[shard]) - len(self._shards[shard])
             parts.append(self._shards[shard][start - first : start - first + missing])
             start, missing = start + len(parts[-1]), missing - len(parts[-1])
@@ -107,6 +117,16 @@ class TokenDataset:
             ring = f"tokens {start - self.length}..{start - 1} of {self.folder} {self.split}"
             raise UserError(f"{ring} hold id {ids.max()}, above the vocabulary of {self.vocab_size}: prepare it again")
         return ids
+
+    def _check_unchanged(self, shard: int) -> None:
+        """Before every read, which costs a microsecond: to read what was cut off a mapped file kills the process."""
+        path, before = self._files[shard]
+        try:
+            now = path.stat()
+        except OSError as error:
+            raise UserError(f"shard {path} vanished during the run: {error.strerror}") from None
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise UserError(f"shard {path} was changed during the run; prepare the data again")
 
 
 @lru_cache(maxsize=4)

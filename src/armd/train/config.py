@@ -13,6 +13,21 @@ from armd.model import ArmdConfig
 from armd.objective import WEIGHTINGS
 from armd.orders import Family, OrderSchedule
 
+EXECUTION = (
+    "device",
+    "parallel",
+    "micro_batch_size",
+    "log_every",
+    "tensorboard",
+    "keep_last",
+    "keep_best",
+    "on_bad_step",
+    "spike_factor",
+    "max_skipped",
+)
+"""Fields that say how a run is executed and what happens to steps it cannot use, but not what it computes. --resume may
+change them, and no others."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -72,9 +87,9 @@ class TrainConfig:
     length: int = 0
     """Tokens in a training text; 0 means max_position_embeddings."""
     batch_size: int = 16
-    """Texts in a step."""
+    """Texts in a step, over all processes."""
     micro_batch_size: int = 0
-    """Texts in a forward pass; gradients accumulate over batch_size. 0 means batch_size."""
+    """Texts in a forward pass of a process; gradients accumulate over batch_size. 0: all it has."""
     max_steps: int = 1000
     """Steps of the run."""
     seed: int = 0
@@ -83,6 +98,8 @@ class TrainConfig:
     """cpu, cuda, or auto: cuda where there is one."""
     precision: str = "bf16"
     """bf16 (autocast, float32 master weights) or fp32."""
+    parallel: str = "auto"
+    """Several processes (torchrun): ddp (each holds the model), fsdp (each holds a share), or auto: ddp if several."""
     eval_every: int = 250
     """Steps between validations; the last step is always validated."""
     eval_texts: int = 64
@@ -94,13 +111,22 @@ class TrainConfig:
     save_every: int = 250
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2
-    """Checkpoints kept."""
+    """Newest checkpoints kept."""
+    keep_best: bool = False
+    """Also keep, and at its validation save, the checkpoint best in left_to_right or else in the first eval order."""
+    on_bad_step: str = "stop"
+    """A step whose loss or gradient is not finite, or whose loss is a spike: stop the run, or skip the step."""
+    spike_factor: float = 0.0
+    """A loss above this many times the median of the last 64 steps is a spike; 0 looks for none."""
+    max_skipped: int = 10
+    """Most steps skipped in a row; the next one stops the run."""
     tensorboard: bool = False
     """Write the records for TensorBoard as well, under tensorboard/ of the run folder (armd[tensorboard])."""
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("batch_size", "max_steps", "eval_every", "eval_texts", "log_every", "save_every", "keep_last"):
+        steps = "max_steps", "eval_every", "log_every", "save_every", "max_skipped"
+        for name in ("batch_size", "eval_texts", "keep_last", *steps):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.seed < 2**32:
@@ -112,6 +138,12 @@ class TrainConfig:
             raise UserError(f"length={self.length} must be between 0 and max_position_embeddings={limit}")
         if self.precision not in ("bf16", "fp32"):
             raise UserError(f"precision={self.precision!r} must be bf16 or fp32")
+        if self.parallel not in ("auto", "ddp", "fsdp"):
+            raise UserError(f"parallel={self.parallel!r} must be auto, ddp or fsdp")
+        if self.on_bad_step not in ("stop", "skip"):
+            raise UserError(f"on_bad_step={self.on_bad_step!r} must be stop or skip")
+        if self.spike_factor != 0 and self.spike_factor <= 1:
+            raise UserError(f"spike_factor={self.spike_factor} must be 0 (off) or above 1")
         if self.architecture not in ("armd", "ar"):
             raise UserError(f"architecture={self.architecture!r} must be armd or ar")
         if self.weighting not in WEIGHTINGS:
@@ -144,6 +176,11 @@ class TrainConfig:
     @property
     def text_length(self) -> int:
         return self.length or self.model.max_position_embeddings
+
+    @property
+    def main_order(self) -> str:
+        """The eval order by which a checkpoint is the best."""
+        return next((o for o in ("left_to_right", *self.eval_orders) if o in self.eval_orders), "left_to_right")
 
 
 def to_json(config: Any) -> Any:

@@ -94,3 +94,24 @@ class Log:
     def say(self, text: str) -> None:
         """A line for people that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class Silence:
+    """Stands for the log in all processes of a run but the first."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def step(self, step: int, note: str) -> None:
+        pass
+
+    def record(self, **values: Any) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from armd import checkpoint
 from armd.data import Manifest, TokenDataset, Tokenizer
-from armd.errors import UserError
+from armd.errors import TrainingStopped, UserError
 from armd.files import read_json, write_json
 from armd.model import Transformer
-from armd.objective import loss, nll
 from armd.orders import Family, generator
-from armd.train import optim, state
+from armd.train import optim, parallel, state
 from armd.train.board import load_writer
-from armd.train.config import TrainConfig, from_json, to_json
+from armd.train.config import EXECUTION, TrainConfig, from_json, to_json
 from armd.train.gauge import Gauge
-from armd.train.log import Log, read_metrics
-
-
-class TrainingStopped(RuntimeError):
-    """The run stopped early; the message says why, and from where it can go on."""
+from armd.train.guard import Guard
+from armd.train.log import Log, Silence, read_metrics
+from armd.train.parallel import Ranks, Replica
+from armd.train.signals import Flag, interruptible
 
 
 @dataclass(frozen=True)
@@ -62,134 +59,274 @@ def pick_device(name: str) -> torch.device:
 def train(
     config: TrainConfig, data: str | Path, run: str | Path, *, resume: bool = False, quiet: bool = False
 ) -> TrainResult:
-    """Train a model on prepared data and leave a run folder (see `state`).
+    """Train a model on prepared data and leave a run folder (see `state`). Under `torchrun` all processes call it.
 
     Args:
         config: the run.
         data: a folder made by `armd.data.prepare`.
         run: the run folder; it must be new unless `resume`.
-        resume: go on from the newest checkpoint; the result equals that of a run never stopped, bit for bit.
+        resume: go on from the newest checkpoint; on one process the result equals that of a run never stopped, bit for
+            bit.
 
     Raises:
         UserError: config, data and run folder do not fit each other or are damaged, or the disk is full.
-        TrainingStopped: a loss, a gradient or a weight was not finite, or the run was interrupted. What is not finite
-            is never saved.
+        TrainingStopped: a loss, a gradient or a weight was not finite, the run was interrupted, or another process of
+            it died. What is not finite is never saved.
     """
     run = Path(run)
-    train_set, valid_set = (TokenDataset(data, split, config.text_length) for split in ("train", "valid"))
-    if config.model.vocab_size < train_set.vocab_size:
-        sizes = f"{config.model.vocab_size} is below the {train_set.vocab_size} tokens of {data}"
-        raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
-    tokenizer = Tokenizer.load(Path(data) / "tokenizer.json")
-    device = pick_device(config.device)
-    if config.tensorboard:
-        load_writer()  # absent, it is missed now and not after the run is made
-    identity = {"config": to_json(config), "data": Manifest.load(data).digest}
-    _check_run(run, identity, resume)
-    for part in (train_set, valid_set):
-        part.verify()
+    with parallel.joined(config.parallel) as ranks:
+        trainer = Trainer(config, Path(data), run, resume, ranks)
+        with _naming_last_good(run), parallel.agreeing(ranks):
+            return trainer.run(quiet)
 
-    torch.manual_seed(config.seed)
-    model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(device)
-    optimiser = optim.build(model, config.optim)
-    average = [p.detach().clone() for p in model.parameters()] if config.optim.ema else []
-    if not resume:
-        write_json(run / "run.json", identity)
-    start, damaged = state.restore_newest(run, model, average, optimiser) if resume else (0, [])
 
-    valid: dict[str, float] = {}
-    began = time.monotonic()
-    with Log(run, start, config.max_steps, quiet, config.tensorboard) as log, _interruptible() as interrupted:
-        for what in damaged:
-            log.say(f"{what}; going on from step {start}")
-        log.say(f"training {model.num_parameters():,} parameters on {train_set.tokens:,} tokens, {device}, into {run}")
-        gauge = Gauge(config, device, before=log.seconds)
-        for step in range(start, config.max_steps):
-            tokens = train_set.batch(step, config.batch_size, config.seed).to(device)
-            family, value, norm = train_step(model, optimiser, tokens, step, config)
-            done = step + 1
-            _check_finite(run, done, {"loss": value, "gradient norm": norm})
-            if average:
-                optim.update_average(average, model.parameters(), config.optim.ema, step)
-            gauge.stop(family, value)
+class Step(NamedTuple):
+    """What a step tells: order family, nats per token, gradient norm, and why it was not used (None: it was)."""
 
-            if done % config.log_every == 0 or done == config.max_steps:
-                lr, measured = optim.learning_rate(step, config.max_steps, config.optim), gauge.read()
-                log.step(done, f"loss {value:.3f} nats ({family})  {measured['tokens_per_second']:,} tokens/s")
-                log.record(step=done, family=family, loss=value, grad_norm=norm, lr=lr, **measured)
-            if done % config.eval_every == 0 or done == config.max_steps:
-                with _averaged(model, average):
-                    valid = validate(model, valid_set, config)
-                _check_finite(run, done, {f"held-out loss of {name}": value for name, value in valid.items()})
-                log.record(step=done, valid=valid, seconds=gauge.seconds)
-                log.say(f"step {done}: held-out nats/token " + ", ".join(f"{k} {v:.4f}" for k, v in valid.items()))
-            if done % config.save_every == 0 or done == config.max_steps or interrupted:
-                _check_finite(run, done, {"largest weight": _largest([*model.parameters(), *average])})
-                state.save(run, done, model, average, optimiser, config.keep_last)
-                with _averaged(model, average):
-                    checkpoint.save(model, run, tokenizer)
-            if interrupted:
-                raise TrainingStopped(f"interrupted after step {done}, which is saved; go on with --resume")
-            gauge.start()
-    if average:
-        _copy(average, model.parameters())
-    if start == config.max_steps:  # it may have been killed between its last checkpoint and publishing that
-        checkpoint.save(model, run, tokenizer)
-    return TrainResult(run, model.eval(), valid or last_validation(run), time.monotonic() - began)
+    family: str
+    loss: float
+    grad_norm: float
+    fault: str | None
+
+
+class Trainer:
+    """A run that is ready to start: what it reads, its model, and where it stands."""
+
+    def __init__(self, config: TrainConfig, data: Path, folder: Path, resume: bool, ranks: Ranks) -> None:
+        self.config, self.folder, self.ranks = config, folder, ranks
+        ranks.attempt(lambda: self._read(data, resume))
+        first = ranks.on_first(lambda: self.identity)
+        ranks.attempt(lambda: self._check_same(first))
+        torch.manual_seed(config.seed)
+        self.model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(self.device)
+        self.replica = Replica(self.model, config, ranks)
+        self.optimiser = optim.build(self.model, config.optim)
+        self.average = [p.detach().clone() for p in self.model.parameters()] if config.optim.ema else []
+        self.guard = Guard(config)
+        self.done, self.damaged = 0, list[str]()
+        if resume:
+            self._restore()
+        else:
+            ranks.on_first(lambda: write_json(folder / "run.json", self.identity))
+        self.saved, self.valid = self.done, dict[str, float]()
+
+    def _read(self, data: Path, resume: bool) -> None:
+        """Everything that may be wrong with files, before any work is done."""
+        config = self.config
+        self.train_set, self.valid_set = (TokenDataset(data, name, config.text_length) for name in ("train", "valid"))
+        if config.model.vocab_size < self.train_set.vocab_size:
+            sizes = f"{config.model.vocab_size} is below the {self.train_set.vocab_size} tokens of {data}"
+            raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
+        self.tokenizer = Tokenizer.load(data / "tokenizer.json")
+        self.device = self.ranks.device(pick_device(config.device))
+        if config.tensorboard and self.ranks.first:
+            load_writer()  # absent, it is missed now and not after the run is made
+        self.identity = {"config": to_json(config), "data": Manifest.load(data).digest}
+        _check_run(self.folder, self.identity, resume)
+        if self.ranks.local == 0:  # once on every machine
+            for part in (self.train_set, self.valid_set):
+                part.verify()
+
+    def _check_same(self, first: dict[str, Any]) -> None:
+        if self.identity != first:
+            what = "options" if self.identity["data"] == first["data"] else "data"
+            raise UserError(f"process {self.ranks.rank} has other {what} than process 0; start all with the same")
+
+    def _restore(self) -> None:
+        parts = self.model, self.average, self.optimiser
+        progress, self.damaged = state.restore_newest(self.folder, *parts, self.ranks)
+        self.done = progress.step
+        if progress.guard:
+            self.guard.restore(progress.guard)
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self, quiet: bool) -> TrainResult:
+        config, start, began = self.config, self.done, time.monotonic()
+        first, told = self.ranks.first, (self.folder, start, config.max_steps, quiet, config.tensorboard)
+        with Log(*told) if first else Silence() as log, interruptible() as interrupted:
+            self._greet(log)
+            gauge = Gauge(config, self.device, devices=self.ranks.size, before=log.seconds)
+            while self.done < config.max_steps:
+                tokens = self._next_batch(interrupted)
+                step = train_step(self.replica, self.optimiser, tokens, self.done, config, self.guard)
+                self.done += 1
+                if step.fault:
+                    self._skip(step, log)
+                else:
+                    self._use(step, log, gauge)
+                best = self._due(config.eval_every) and self._validate(log, gauge)
+                if best or self._due(config.save_every):
+                    self._save()
+                gauge.start()
+        return self._finish(start, time.monotonic() - began)
+
+    def _greet(self, log: Log | Silence) -> None:
+        for what in self.damaged:
+            log.say(f"{what}; going on from step {self.done}")
+        size, where = self.model.num_parameters(), f"{self.device}{self.ranks}"
+        log.say(f"training {size:,} parameters on {self.train_set.tokens:,} tokens, {where}, into {self.folder}")
+
+    def _due(self, every: int) -> bool:
+        return self.done % every == 0 or self.done == self.config.max_steps
+
+    def _next_batch(self, interrupted: Flag) -> Tensor:
+        """This process's rows of the next step; or, if anyone wants to stop, a last checkpoint and the end."""
+        config, fault = self.config, None
+        try:
+            tokens = self.train_set.batch(self.done, config.batch_size, config.seed, self.replica.rows)
+        except UserError as error:
+            fault = error
+        if not self.ranks.check(stop=bool(interrupted) or fault is not None):
+            return tokens.to(self.device)
+        if self.saved < self.done:
+            self._save()
+        self.ranks.check(fault)
+        where = f"after step {self.done}, which is saved" if self.done else "before the first step was done"
+        raise TrainingStopped(f"interrupted {where}; go on with --resume")
+
+    def _use(self, step: Step, log: Log | Silence, gauge: Gauge) -> None:
+        """What follows a step that reached the weights."""
+        optimising = self.config.optim
+        if self.average:
+            average, weights = parallel.own(self.average), parallel.own(self.model.parameters())
+            optim.update_average(average, weights, optimising.ema, self.done - 1)
+        gauge.stop(step.family, step.loss)
+        if self._due(self.config.log_every):
+            lr, measured = optim.learning_rate(self.done - 1, self.config.max_steps, optimising), gauge.read()
+            speed = f"{measured['tokens_per_second']:,} tokens/s"
+            log.step(self.done, f"loss {step.loss:.3f} nats ({step.family})  {speed}")
+            log.record(step=self.done, family=step.family, loss=step.loss, grad_norm=step.grad_norm, lr=lr, **measured)
+
+    def _skip(self, step: Step, log: Log | Silence) -> None:
+        """What follows a step that did not."""
+        fault = step.fault or ""
+        self.guard.skip(fault, self.done)
+        log.record(step=self.done, family=step.family, skipped=fault)
+        log.say(f"step {self.done} skipped: {fault.rstrip(',')} ({self.guard.skipped} skipped so far)")
+
+    def _validate(self, log: Log | Silence, gauge: Gauge) -> bool:
+        """Validate and tell; returns whether this is to be saved as the best checkpoint so far."""
+        with _averaged(self.model, self.average):
+            self.valid = validate(self.replica, self.valid_set, self.config)
+        _check_finite(self.done, {f"held-out loss of {name}": value for name, value in self.valid.items()})
+        log.record(step=self.done, valid=self.valid, seconds=gauge.seconds)
+        told = ", ".join(f"{name} {value:.4f}" for name, value in self.valid.items())
+        log.say(f"step {self.done}: held-out nats/token {told}")
+        order = self.config.main_order
+        if not self.config.keep_best or order not in self.valid:
+            return False
+        return self.ranks.on_first(lambda: self.valid[order] < state.best(self.folder, order)[1])
+
+    def _save(self) -> None:
+        self.ranks.check()  # the first may have failed alone, at the log
+        weights = parallel.own([*self.model.parameters(), *self.average])
+        _check_finite(self.done, dict(zip(["largest weight"], self.ranks.sum(_largest(weights)), strict=True)))
+        valid = self.valid if self._due(self.config.eval_every) else {}
+        state.save(
+            self.folder,
+            state.Progress(self.done, valid, self.guard.state()),
+            self.model,
+            self.average,
+            self.optimiser,
+            keep_last=self.config.keep_last,
+            keep_best=self.config.main_order if self.config.keep_best else None,
+            ranks=self.ranks,
+        )
+        self.saved = self.done
+        self._publish()
+
+    def _publish(self) -> None:
+        with _averaged(self.model, self.average):
+            weights = state.gather(self.model.state_dict(), self.ranks)
+            self.ranks.on_first(lambda: checkpoint.save(self.model, self.folder, self.tokenizer, weights))
+
+    def _finish(self, start: int, seconds: float) -> TrainResult:
+        self.ranks.check()
+        if start == self.config.max_steps:  # it may have been killed between its last checkpoint and publishing that
+            self._publish()
+        model = self.model
+        if self.replica.sharded:
+            model, _ = self.ranks.attempt(lambda: checkpoint.load(self.folder, self.device))
+        elif self.average:
+            _copy(self.average, model.parameters())
+        return TrainResult(self.folder, model.eval(), self.valid or last_validation(self.folder), seconds)
 
 
 def train_step(
-    model: Transformer, optimiser: torch.optim.Optimizer, tokens: Tensor, step: int, config: TrainConfig
-) -> tuple[str, float, float]:
-    """One optimiser step; returns the order family, the loss in nats per token, and the gradient norm."""
-    torch.manual_seed(int(generator(config.seed, step, 2).initial_seed()))  # dropout
-    model.train()
+    replica: Replica, optimiser: state.Optimisers, tokens: Tensor, step: int, config: TrainConfig, guard: Guard
+) -> Step:
+    """One optimiser step on this process's rows of the global batch."""
+    # Dropout: the processes draw differently, one process as ever.
+    torch.manual_seed(int(generator(config.seed, step, 2, *filter(None, [replica.ranks.rank])).initial_seed()))
+    replica.model.train()
     family = config.orders.family(step, config.seed, config.max_steps)
-    order = config.orders.order(step, config.seed, config.max_steps, len(tokens), tokens.shape[1])
-    micro = config.micro_batch_size or config.batch_size
-    for group in optimiser.param_groups:
-        group["lr"] = optim.learning_rate(step, config.max_steps, config.optim)
-    optimiser.zero_grad(set_to_none=True)
+    order = config.orders.order(step, config.seed, config.max_steps, config.batch_size, tokens.shape[1])
+    order = order.rows(torch.tensor(replica.rows))
+    for member in state.members(optimiser):
+        for group in member.param_groups:
+            group["lr"] = optim.learning_rate(step, config.max_steps, config.optim)
+        member.zero_grad(set_to_none=True)
     total = 0.0
-    for rows in torch.arange(config.batch_size).split(micro):
-        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            part = loss(model, tokens[rows], order.rows(rows), config.weighting) * (len(rows) / config.batch_size)
-        part.backward()
+    parts = torch.arange(len(tokens)).split(replica.micro)
+    for i, rows in enumerate(parts):
+        with replica.accumulating(last=i == len(parts) - 1):
+            with _autocast(tokens.device, config):
+                part = replica(tokens[rows], order.rows(rows), config.weighting) * (len(rows) / len(tokens))
+            part.backward()
         total += part.item()
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip))
-    if math.isfinite(total) and math.isfinite(norm):  # a broken step never reaches the weights
-        optimiser.step()
-    return str(family), total, norm
+    total = replica.ranks.sum(total)[0] / replica.ranks.size
+    norm = replica.clip(config.optim.grad_clip)
+    fault = guard.fault(total, norm)
+    if fault is None:  # a bad step never reaches the weights
+        for member in state.members(optimiser):
+            member.step()
+    return Step(str(family), total, norm, fault)
 
 
 @torch.no_grad()
-def validate(model: Transformer, dataset: TokenDataset, config: TrainConfig) -> dict[str, float]:
+def validate(replica: Replica, dataset: TokenDataset, config: TrainConfig) -> dict[str, float]:
     """Held-out nats per token of each order family, always on the same texts and orders."""
-    model.eval()
+    replica.model.eval()
     texts = min(config.eval_texts, dataset.eval_windows())
-    result = {}
-    for name in config.eval_orders:
-        total = 0.0
+    totals = [0.0] * len(config.eval_orders)
+    for i, name in enumerate(config.eval_orders):
         for start in range(0, texts, config.batch_size):
-            tokens = dataset.eval_batch(start, min(config.batch_size, texts - start)).to(model.device)
-            draws = (generator(0, text) for text in range(start, start + len(tokens)))
-            order = Family.parse(name).orders(tokens.shape[1], draws)
-            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                total += nll(model, tokens, order).double().mean(dim=1).sum().item()
-        result[name] = total / texts
-    return result
+            rows = replica.ranks.rows(min(config.batch_size, texts - start))
+            mine = range(start + rows.start, start + rows.stop) or range(start, start + 1)  # all go on in step
+            tokens = replica.ranks.attempt(partial(dataset.eval_batch, mine.start, len(mine)))
+            order = Family.parse(name).orders(tokens.shape[1], (generator(0, text) for text in mine))
+            tokens = tokens.to(replica.model.device)
+            with _autocast(tokens.device, config):
+                nats = replica(tokens, order)
+            totals[i] += nats.double().mean(dim=1).sum().item() if rows else 0.0
+    replica.release()
+    return {name: total / texts for name, total in zip(config.eval_orders, replica.ranks.sum(*totals), strict=True)}
 
 
-def _check_finite(run: Path, step: int, values: dict[str, float]) -> None:
+def _autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _check_finite(step: int, values: dict[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            good = next(iter(state.checkpoints(run)[::-1]), "none yet")
-            raise TrainingStopped(f"{name} is {value} at step {step}; last good checkpoint: {good}")
+            raise TrainingStopped(f"{name} is {value} at step {step}")
 
 
-@torch.no_grad()
 def _largest(tensors: list[Tensor]) -> float:
-    return torch.stack([tensor.abs().max() for tensor in tensors]).max().item()
+    return torch.stack([tensor.abs().max() for tensor in tensors if tensor.numel()]).max().item()
+
+
+@contextmanager
+def _naming_last_good(run: Path) -> Iterator[None]:
+    """Whatever ends a run says where it can go on."""
+    try:
+        yield
+    except (UserError, TrainingStopped) as error:
+        newest = next(iter(state.checkpoints(run)[::-1]), "none yet")
+        error.args = (f"{error}; last good checkpoint: {newest}",)
+        raise
 
 
 def last_validation(run: Path) -> dict[str, float]:
@@ -215,10 +352,7 @@ def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
     if before.get("data") != identity["data"]:
         raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
     old, new = (json.loads(json.dumps(values["config"])) for values in (before, identity))
-    for values in (old, new):
-        for name in ("device", "tensorboard"):  # where it runs and what it also writes may change
-            values.pop(name, None)
-    changed = sorted(name for name in new if old.get(name) != new[name])
+    changed = sorted(name for name in new.keys() - set(EXECUTION) if old.get(name) != new[name])
     if changed:
         raise UserError(f"{path.parent} was started with other values of {', '.join(changed)}; --resume needs the same")
 
@@ -237,7 +371,7 @@ def load_config(run: Path) -> TrainConfig:
 
 @torch.no_grad()
 def _copy(source: list[Tensor], target: Iterator[Tensor]) -> None:
-    for value, weight in zip(source, target, strict=True):
+    for value, weight in zip(parallel.own(source), parallel.own(target), strict=True):
         weight.copy_(value)
 
 
@@ -253,34 +387,3 @@ def _averaged(model: Transformer, average: list[Tensor]) -> Iterator[None]:
         yield
     finally:
         _copy(weights, model.parameters())
-
-
-class _Flag:
-    """Set by the first signal; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.raised:
-            raise KeyboardInterrupt
-        self.raised = True
-
-    def __bool__(self) -> bool:
-        return self.raised
-
-
-@contextmanager
-def _interruptible() -> Iterator[_Flag]:
-    """Turn SIGINT and SIGTERM into a flag the loop looks at between steps."""
-    flag, before = _Flag(), {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, flag)
-    except ValueError:  # not the main thread: leave the signals alone
-        pass
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
