@@ -2,13 +2,14 @@
 # make test   lint, types, import contract, tests, wheel, README; what CI runs
 # make lint   the first three of these
 # make test-long  exact decoding against one token at a time on 4,000 random requests (half an hour)
+# make test-crash  30 kills of a training run at random moments, resumed each time, against a run left alone (minutes)
 # make bench  speed of training steps and decoding on this machine
 # make .venv  only the virtual environment
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long lint format bench wheel clean
+.PHONY: demo test test-long test-crash lint format bench wheel clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -24,6 +25,9 @@ test: lint
 
 test-long: .venv
 	$(BIN)/python -m pytest tests/invariants/test_exact.py --hypothesis-profile=long --timeout=7200
+
+test-crash: .venv
+	OMP_NUM_THREADS=1 $(BIN)/python tests/crash.py --kills 30
 
 lint: .venv
 	$(BIN)/ruff check .
