@@ -63,7 +63,8 @@ class Layer:
         weight = (torch.einsum("hk,thk->ht", q, keys) / math.sqrt(q.shape[1])).softmax(1)
         row = row + self.w[self.name + "attention_out.weight"] @ torch.einsum("ht,thk->hk", weight, values).flatten()
         inner = self.w[self.name + "up.weight"] @ self.norm("mlp_norm", row)
-        return row + self.w[self.name + "down.weight"] @ (inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
+        gelu, relu2 = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))), inner.clamp(min=0) ** 2
+        return row + self.w[self.name + "down.weight"] @ (relu2 if self.model.config.activation == "relu2" else gelu)
 
     def norm(self, name: str, row: Tensor) -> Tensor:
         return norm(self.model, self.w, self.name + name, row)

@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from armd.cache import Cache, Places
 from armd.errors import UserError
-from armd.masks import EVERYTHING, Visibility
+from armd.layers import Layer
+from armd.masks import EVERYTHING, Mask, Visibility
 from armd.model import ArmdConfig, Transformer
 from armd.orders import Order
 from armd.sampling import check_sampling, coin, gumbel, warp
+
+
+def _update(layer: Layer, rows: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+    """Rows look at each other."""
+    return layer(rows, *layer.project(rows, rotation), mask)
 
 
 class Autoregressive(Transformer):
@@ -33,7 +39,7 @@ class Autoregressive(Transformer):
         rotation, see = self.rotary(slots), Visibility.sequential().content
         rows = self._with_bos(tokens)[:, :-1]
         for layer in self.layers:
-            rows = layer(rows, rotation, *layer.keys_values(rows, rotation), see)
+            rows = self.run_layer(_update, layer, rows, rotation, see)
         return self.norm(rows)
 
     def advance(
@@ -51,7 +57,8 @@ class Autoregressive(Transformer):
         rows = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
         rotation, places = self.rotary(slots), Places.of(cache, columns, target_columns, see)
         for i, layer in enumerate(self.layers):
-            rows = layer(rows, rotation, *places.content(i, *layer.keys_values(rows, rotation)), see.content)
+            q, k, v = layer.project(rows, rotation)
+            rows = layer(rows, q, *places.content(i, k, v), see.content)
         return self.norm(rows)
 
 
@@ -75,7 +82,7 @@ class MaskedDiffusion(Transformer):
         rows = F.dropout(rows, self.config.dropout, self.training)
         rotation = self.rotary(torch.arange(tokens.shape[1], device=tokens.device)[None])
         for layer in self.layers:
-            rows = layer(rows, rotation, *layer.keys_values(rows, rotation), EVERYTHING)
+            rows = self.run_layer(_update, layer, rows, rotation, EVERYTHING)
         return self.norm(rows)
 
     def hidden(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N D"]:

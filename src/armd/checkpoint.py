@@ -16,6 +16,8 @@ from armd.files import read_json, read_tensors, write_atomically, write_json, wr
 from armd.model import Armd, ArmdConfig, Transformer
 
 FORMAT = 1
+LATER = {"activation", "zero_init_residual"}
+"""Fields that the first folders lack; their defaults are what those models are."""
 ARCHITECTURES: dict[str, type[Transformer]] = {"armd": Armd, "ar": Autoregressive}
 
 
@@ -78,8 +80,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Transf
         raise UserError(f"{folder / 'config.json'} was not written by this version of armd")
     fields = {name: value for name, value in values.items() if name not in ("format", "architecture")}
     known = {field.name for field in dataclasses.fields(ArmdConfig)}
-    if fields.keys() != known:
-        raise UserError(f"{folder / 'config.json'} has the wrong fields: {_some(sorted(fields.keys() ^ known))}")
+    if fields.keys() | LATER != known:
+        raise UserError(
+            f"{folder / 'config.json'} has the wrong fields: {_some(sorted((fields.keys() | LATER) ^ known))}"
+        )
     try:
         config = ArmdConfig(**fields)
     except UserError as error:

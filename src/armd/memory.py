@@ -5,11 +5,11 @@ keeps, tensor by tensor; r = 4 bytes for the residual stream, which stays float3
 row: 2 in bfloat16, 4 in float32. Per token:
 
     a row updated       (2 r + 4 a) D + 2 a F    rows into both norms; inputs of query and MLP, q, attended; MLP twice
-    its keys, values    4 a D                    input, keys before and after rotation, values
-    the last X          r D                      its norm is all that is done to it
+    its keys, values    3 a D                    keys before and after rotation, values
+    the last X          (r + a) D                its norm, and the input of its keys and values, are all of it
     G^0                 2 r D + by kind          table of embeddings, G^0 in text order
-    last norm           (r + a) D
-    rotations           4 D / H a stream
+    last norm           (r + a) D                and the gradient of its rows, which the loss takes at once
+    rotations           6 D / H a stream
 
 Left out: statistics of norms, masks of dropout (D bytes a row), dense masks of blocks, gradients of activations, which
 live for a layer, the allocator's gaps and the CUDA context.
@@ -47,7 +47,7 @@ class Memory:
     activations: float
     """What the backward pass keeps of a micro batch."""
     logits: float
-    """The chunk of logits in work."""
+    """The chunk of logits in work, and the head's gradient, which is summed over the chunks before all others."""
 
     @property
     def total(self) -> float:
@@ -91,7 +91,8 @@ def training_memory(
         activations=rows * activation_bytes(config, recompute),
         logits=min(rows, max(CHUNK_LOGITS // config.model.vocab_size, 1))
         * config.model.vocab_size
-        * (10 if half else 8),  # float32 logits and their log-softmax, in bfloat16 the logits as they came as well
+        * 8  # float32 logits and their log-softmax
+        + FLOAT * model.head_weight.numel(),
     )
 
 
@@ -102,12 +103,12 @@ def activation_bytes(config: TrainConfig, recompute: bool = False) -> float:
     two_stream = config.architecture == "armd"
     twice = c.num_two_stream_layers - 1 if two_stream else 0
     update = (2 * r + 4 * a) * D + 2 * a * F + FLOAT * c.num_attention_heads  # with the attention's log-sum-exp
-    keys_values = 4 * a * D
-    layers = (L + twice) * update + L * keys_values + (r * D if two_stream else 0)
+    keys_values = 3 * a * D
+    layers = (L + twice) * update + L * keys_values + ((r + a) * D if two_stream else 0)
     if recompute:  # the rows that enter a layer, and all of the largest one
         layers = (L + twice) * r * D + (2 if twice else 1) * update + keys_values
     first = 2 * r * D + _prefix(c, config.text_length, a) if two_stream else 0
-    rotations = (2 if two_stream else 1) * 4 * D / c.num_attention_heads
+    rotations = (2 if two_stream else 1) * 6 * D / c.num_attention_heads
     return layers + first + (r + a) * D + rotations
 
 
@@ -116,7 +117,7 @@ def _prefix(c: ArmdConfig, length: int, a: int) -> float:
     aggregate = row + a * (length + 1)  # its sum before the norm, and its line of (P P^T) * M
     kinds = {
         "aggregate": aggregate,
-        "kernel": (2 * c.kernel_width + 2) * row,  # a masked kernel an offset; padded table; sum before the norm
+        "kernel": row + FLOAT * (2 * c.kernel_width + 1),  # its sum before the norm, and which neighbours are known
         "anchor+aggregate": aggregate + row,
     }
     return kinds.get(c.query, 0)

@@ -15,22 +15,26 @@ the one it predicts: in left-to-right order that is exactly where an autoregress
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
 from armd.fields import check_types
-from armd.layers import NORMS, Layer, Rotary, initialise
+from armd.layers import ACTIVATIONS, NORMS, Layer, Rotary, initialise
 from armd.masks import Visibility, causal, dense, strictly_causal
 from armd.orders import Order
 from armd.prefix import PREFIXES
+
+Result = TypeVar("Result")
 
 # Far above any real network: a size of a damaged file is refused before anything of that size is made.
 LARGEST = {
@@ -70,6 +74,10 @@ class ArmdConfig:
     """rmsnorm or layernorm."""
     qk_norm: bool = False
     """Normalise queries and keys per head."""
+    activation: str = "gelu"
+    """Of the MLP: gelu or relu2 (the square of relu)."""
+    zero_init_residual: bool = False
+    """Start the projections that write to the residual stream at zero."""
     dropout: float = 0.0
     """Dropout rate of embeddings, attention and residual branches. Above 0, blocks train with dense masks."""
     tie_word_embeddings: bool = True
@@ -99,6 +107,8 @@ class ArmdConfig:
             raise UserError(f"query={self.query!r} is unknown; choose one of {', '.join(PREFIXES)}")
         if self.norm not in NORMS:
             raise UserError(f"norm={self.norm!r} is unknown; choose one of {', '.join(NORMS)}")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"activation={self.activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.rope_theta <= 0:
@@ -116,19 +126,20 @@ class Transformer(nn.Module):
     def __init__(self, config: ArmdConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = self.compiled = False
         c = config
         self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
         self.bos = nn.Parameter(torch.randn(c.hidden_size) * 0.02)
         self.rotary = Rotary(c.hidden_size // c.num_attention_heads, c.max_position_embeddings + 1, c.rope_theta)
         width = c.intermediate_size or 4 * c.hidden_size
-        shape = c.hidden_size, c.num_attention_heads, width, c.norm, c.qk_norm, c.dropout
+        shape = c.hidden_size, c.num_attention_heads, width, c.norm, c.qk_norm, c.dropout, c.activation
         self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(*shape) for _ in range(c.num_hidden_layers)
         )
         self.norm = NORMS[c.norm](c.hidden_size)
         self.untied_head = None if c.tie_word_embeddings else nn.Linear(c.hidden_size, c.vocab_size, bias=False)
         self.packed_head: nn.Module | None = None  # a faster copy for decoding, made by `precision.cast`
-        initialise(self, c.num_hidden_layers)
+        initialise(self, c.num_hidden_layers, c.zero_init_residual)
 
     @property
     def head_weight(self) -> Float[Tensor, "V D"]:
@@ -221,6 +232,19 @@ class Transformer(nn.Module):
         """
         raise NotImplementedError
 
+    def compile_layers(self) -> None:
+        """Compile what layers and prefix compute; all layers share one compilation. Parameters keep their names."""
+        self.compiled = True
+        for layer in self.layers:
+            for name in ("queries", "keys_values", "project", "forward"):
+                setattr(layer, name, torch.compile(getattr(layer, name)))
+
+    def run_layer(self, layer: Callable[..., Result], *args: Any) -> Result:
+        """Call a layer's computation; with `checkpoint_activations` set, only its inputs are kept for the gradient."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
+
     def _with_bos(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
         bos = self.bos.expand(len(tokens), 1, -1)
         table = torch.cat((bos, self.embed(tokens)), dim=1)  # (B, N, D) -> (B, N + 1, D)
@@ -239,6 +263,10 @@ class Armd(Transformer):
     @property
     def content_layers(self) -> int:
         return self.config.num_two_stream_layers
+
+    def compile_layers(self) -> None:
+        super().compile_layers()
+        self.prefix.compile()
 
     # ---- training and scoring: all blocks in one pass --------------------------------------------------------------
 
@@ -315,16 +343,31 @@ class Armd(Transformer):
     def _two_streams(
         self, x: Tensor, g: Tensor, slots: Tensor, target_slots: Tensor, see: Visibility, places: Places | None
     ) -> Tensor:
-        content_rotation, prediction_rotation = self.rotary(slots), self.rotary(target_slots - 1)
-        last = self.config.num_two_stream_layers - 1
-        for i, layer in enumerate(self.layers):
-            if i <= last:
-                k, v = layer.keys_values(x, content_rotation)
-                k, v = places.content(i, k, v) if places else (k, v)
-                g = layer(g, prediction_rotation, k, v, see.strict)
-                x = layer(x, content_rotation, k, v, see.content) if i < last else x  # nobody reads the last X
-            else:
-                k, v = layer.keys_values(g, prediction_rotation)
-                k, v = places.prediction(i - last - 1, k, v) if places else (k, v)
-                g = layer(g, prediction_rotation, k, v, see.prediction)
+        rotations = self.rotary(slots), self.rotary(target_slots - 1)
+        for i in range(len(self.layers)):
+            x, g = self.run_layer(self._layer, i, x, g, rotations, see, places)
         return self.norm(g)
+
+    def _layer(
+        self,
+        i: int,
+        x: Tensor,
+        g: Tensor,
+        rotations: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+        see: Visibility,
+        places: Places | None,
+    ) -> tuple[Tensor, Tensor]:
+        layer, last = self.layers[i], self.config.num_two_stream_layers - 1
+        at_x, at_g = rotations
+        if i > last:
+            q, k, v = layer.project(g, at_g)
+            k, v = places.prediction(i - last - 1, k, v) if places else (k, v)
+            return x, layer(g, q, k, v, see.prediction)
+        if i == last:  # nobody reads the last X
+            k, v = layer.keys_values(x, at_x)
+            k, v = places.content(i, k, v) if places else (k, v)
+            return x, layer(g, layer.queries(g, at_g), k, v, see.strict)
+        q, k, v = layer.project(x, at_x)
+        k, v = places.content(i, k, v) if places else (k, v)
+        g = layer(g, layer.queries(g, at_g), k, v, see.strict)
+        return layer(x, q, k, v, see.content), g

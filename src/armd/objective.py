@@ -8,19 +8,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from armd.errors import UserError
 from armd.model import Transformer
 from armd.orders import Family, Order
 
-CHUNK_LOGITS = 2**24
-"""Most logits held at once (64 MiB in float32); longer losses go chunk by chunk and recompute in the backward pass."""
+CHUNK_LOGITS = 2**26
+"""Most logits held at once (256 MiB in float32); longer losses go chunk by chunk.
+
+Smaller chunks would make a GPU spend as long on summing their gradients by the head as on computing them.
+"""
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    return max(CHUNK_LOGITS // weight.shape[0], 1)
 
 
 def _cross_entropy(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -30,9 +41,13 @@ def _cross_entropy(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 def row_nll(
     hidden: Float[Tensor, "B N D"], weight: Float[Tensor, "V D"], targets: Int[Tensor, "B N"]
 ) -> Float[Tensor, "B N"]:
-    """Cross-entropy of (B, N, D) hidden rows, float32, without ever holding all (B, N, V) logits."""
+    """Cross-entropy of (B, N, D) hidden rows, float32, without ever holding all (B, N, V) logits.
+
+    The gradient of long ones computes the logits again, as it cannot know beforehand what each row will weigh; a loss
+    whose weights are known is cheaper by `weighted_nll`.
+    """
     rows, goal = hidden.flatten(0, 1), targets.flatten()
-    size = max(CHUNK_LOGITS // weight.shape[0], 1)
+    size = _chunk_rows(weight)
     if len(rows) <= size:
         return _cross_entropy(rows, weight, goal).view_as(targets)
     parts = zip(rows.split(size), goal.split(size), strict=True)
@@ -41,6 +56,75 @@ def row_nll(
     else:
         losses = [_cross_entropy(row, weight, part) for row, part in parts]
     return torch.cat(losses).view_as(targets)
+
+
+def _chunk_loss(rows: Tensor, weight: Tensor, targets: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """sum gamma * nll of some rows, and its gradients by rows (R, D) and weight (V, D)."""
+    log_probs = F.linear(rows, weight).to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
+    goal = targets[:, None]
+    total = -(gamma * log_probs.gather(1, goal)[:, 0]).sum()
+    slope = log_probs.exp_().scatter_add_(1, goal, torch.full_like(goal, -1, dtype=log_probs.dtype))
+    slope = slope.mul_(gamma[:, None]).to(rows.dtype)
+    return total, slope @ weight, slope.T @ rows
+
+
+@cache
+def _compiled_chunk_loss() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return torch.compile(_chunk_loss, dynamic=False)
+
+
+class _WeightedNll(Function):
+    """The logits of a chunk are made once: its gradients are taken while they are at hand, and summed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, gamma: Tensor, compiled: bool) -> Tensor:
+        kind = rows.device.type
+        size = _chunk_rows(weight)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else rows.dtype
+        chunk = _compiled_chunk_loss() if compiled else _chunk_loss
+        values, changes, to_weight = [], [], None
+        # Casts are made here: autocast would remember that of the weight, made without a gradient, for later uses.
+        with torch.autocast(kind, enabled=False):
+            narrow = weight.to(dtype)
+            for part in zip(rows.to(dtype).split(size), targets.split(size), gamma.split(size), strict=True):
+                value, to_rows, change = chunk(part[0], narrow, *part[1:])
+                values.append(value)
+                changes.append(to_rows)
+                to_weight = change.to(value.dtype) if to_weight is None else to_weight.add_(change)
+        ctx.save_for_backward(torch.cat(changes), to_weight)
+        ctx.dtypes = rows.dtype, weight.dtype
+        return torch.stack(values).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        # Scaled where they lie, for they are large; autograd refuses a second call.
+        to_rows, to_weight = (
+            kept.mul_(grad).to(dtype) for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return to_rows, to_weight, None, None, None
+
+
+def weighted_nll(
+    hidden: Float[Tensor, "B N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, "B N"],
+    gamma: Float[Tensor, "B N"],
+    compiled: bool = False,
+) -> Float[Tensor, ""]:
+    """sum gamma * `row_nll` in nats, float32, with the gradients by hidden rows and weight taken in the same pass.
+
+    As in linear-cross-entropy kernels (Wijmans et al., 2024), no chunk of logits outlives its turn and none is made
+    twice; what is kept for the backward pass is the gradients, (B, N, D) and (V, D).
+
+    Args:
+        gamma: (B, N) the weight of every row; no gradient flows to it.
+        compiled: run the chunks through torch.compile.
+    """
+    if not torch.is_grad_enabled():
+        return (gamma * row_nll(hidden, weight, targets)).sum()
+    rows, goal, scale = hidden.flatten(0, 1), targets.flatten(), gamma.flatten()
+    return _WeightedNll.apply(rows, weight, goal, scale, compiled)
 
 
 def nll(model: Transformer, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N"]:
@@ -79,10 +163,11 @@ def loss(
     """The training loss: Eq. (2), mean nats per token, with a named gamma."""
     if weighting not in WEIGHTINGS:
         raise UserError(f"weighting={weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}")
-    nats = nll(model, tokens, order)
-    if weighting == "likelihood":
-        return nats.mean()
-    return (nats * WEIGHTINGS[weighting](order.to(tokens.device))).mean()
+    model.check(tokens, order)
+    order = order.to(tokens.device)
+    hidden = model.hidden(tokens, order)
+    gamma = order.to_generation(WEIGHTINGS[weighting](order)) / tokens.numel()
+    return weighted_nll(hidden, model.head_weight, order.to_generation(tokens), gamma, model.compiled)
 
 
 def _block_sizes(order: Order) -> Tensor:

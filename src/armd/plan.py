@@ -13,7 +13,6 @@ from armd.fields import is_number
 from armd.flops import LAYERS, parameters_by_part, total, training_flops, two_stream_ratio
 from armd.gpus import Accelerator
 from armd.memory import SHARDINGS, training_memory
-from armd.objective import CHUNK_LOGITS
 from armd.train import TrainConfig, load_config
 from armd.train.log import read_metrics
 
@@ -73,7 +72,7 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         raise UserError(f"micro_batch_size={texts} must divide the {own} texts of a device")
     parts = training_flops(config.model, config.text_length, config.architecture)
     flops = total(parts)
-    speeds = {name: _speed(config, machine, flops, texts, name == "recomputed") for name in ("kept", "recomputed")}
+    speeds = {name: _speed(config, machine, flops, name == "recomputed") for name in ("kept", "recomputed")}
     ratio = two_stream_ratio(config.model, config.text_length) if config.architecture == "armd" else 1.0
     return {
         "parameters": parameters_by_part(config.model, config.architecture),
@@ -97,11 +96,10 @@ def _memory(config: TrainConfig, machine: Machine, texts: int) -> list[dict[str,
     return rows
 
 
-def _speed(config: TrainConfig, machine: Machine, flops: float, texts: int, recompute: bool) -> float:
+def _speed(config: TrainConfig, machine: Machine, flops: float, recompute: bool) -> float:
     """Tokens per second of all devices; what is computed a second time takes its share."""
     parts = training_flops(config.model, config.text_length, config.architecture)
-    chunked = texts * config.text_length > max(CHUNK_LOGITS // config.model.vocab_size, 1)
-    again = parts["head"].forward * chunked + sum(parts[name].forward for name in LAYERS) * recompute
+    again = sum(parts[name].forward for name in LAYERS) * recompute
     return machine.devices * machine.utilisation * machine.accelerator.flops / (flops + again)
 
 

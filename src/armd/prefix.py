@@ -11,12 +11,15 @@ and decoding (`at`: a few targets over the table so far) are the same rule in tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 from armd.layers import Float32Buffers, RMSNorm
 
@@ -71,6 +74,40 @@ class Aggregate(Prefix):
         return self.norm(total.to(table.dtype))
 
 
+class _LocalSum(Function):
+    """sum over 0 < |d| <= W of k[d] * x[p - d] where seen, for all targets, and its gradient: a pass an offset.
+
+    Autograd of the same loop would keep 4W tensors of the size of the table and run three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, seen: Tensor, kernel: Tensor, W: int) -> Tensor:
+        ctx.save_for_backward(table, seen, kernel)
+        ctx.width = W
+        total, N = torch.zeros_like(table[:, 1:]), table.shape[1] - 1
+        x = F.pad(table, (0, 0, W, W))
+        for k, i in _taps(kernel, W):
+            total.addcmul_(x[:, i + 1 : i + 1 + N] * seen[:, :, i, None], k)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (table, seen, kernel), W = ctx.saved_tensors, ctx.width
+        N, x = grad.shape[1], F.pad(table, (0, 0, W, W))
+        to_x, to_kernel = torch.zeros_like(x), []
+        for k, i in _taps(kernel, W):
+            through = grad * seen[:, :, i, None]
+            to_x[:, i + 1 : i + 1 + N].addcmul_(through, k)
+            to_kernel.append((through * x[:, i + 1 : i + 1 + N]).sum((0, 1)))
+        return to_x[:, W : W + N + 1], None, torch.stack(to_kernel), None
+
+
+def _taps(kernel: Tensor, W: int) -> Iterator[tuple[Tensor, int]]:
+    """Rows of the kernel, distance d from -W to W, with the place W - d of the neighbour in a window of 2W + 1."""
+    return zip(kernel, [*range(2 * W, W, -1), *range(W - 1, -1, -1)], strict=True)
+
+
 class Kernel(Prefix):
     """Eq. (6) with a learned local kernel: G^0[p] = RMSNorm(sum over 0 < |d| <= W of k[d] * x[p - d]), channel-wise.
 
@@ -97,15 +134,10 @@ class Kernel(Prefix):
         return self.norm((neighbours * self.kernel.to(table.dtype)).sum(dim=2))
 
     def forward(self, table: Table, ranks: Ranks) -> Float[Tensor, "B N D"]:
-        W, N = self.width, table.shape[1] - 1
-        x = F.pad(table, (0, 0, W, W))
-        r = F.pad(ranks, (W, W), value=torch.iinfo(ranks.dtype).max)
-        total = torch.zeros_like(table[:, 1:])
-        for k, d in zip(self.kernel.to(table.dtype), self.offsets, strict=True):
-            start = W + 1 - d
-            seen = r[:, start : start + N] < ranks[:, 1:]
-            total = total + x[:, start : start + N] * (seen[..., None] * k)
-        return self.norm(total)
+        W = self.width
+        windows = F.pad(ranks, (W, W), value=torch.iinfo(ranks.dtype).max).unfold(1, 2 * W + 1, 1)[:, 1:]
+        seen = (windows < ranks[:, 1:, None]).to(table.dtype)  # (B, N, 2W + 1), from left to right
+        return self.norm(_LocalSum.apply(table, seen, self.kernel.to(table.dtype), W))
 
 
 class Shift(Prefix):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from armd import Armd, Autoregressive, Order, nll
-from conftest import ORDERS, QUERIES, make_model
+from conftest import ORDERS, QUERIES, make_config, make_model
 from reference import log_probs
 
 
@@ -25,6 +25,7 @@ def test_model_equals_specification(query: str, order_name: str) -> None:
 
 @pytest.mark.parametrize("changes", [
     {"num_two_stream_layers": 1}, {"num_two_stream_layers": 3}, {"norm": "layernorm"}, {"qk_norm": True},
+    {"activation": "relu2"},
     {"tie_word_embeddings": False}, {"intermediate_size": 24}, {"num_hidden_layers": 1, "num_two_stream_layers": 1},
 ])  # fmt: skip
 def test_every_config_equals_specification(changes: dict[str, object]) -> None:
@@ -52,3 +53,17 @@ def test_left_to_right_equals_autoregressive(query: str, two_stream: int) -> Non
     difference = (model(tokens, order) - baseline(tokens, order)).abs().max().item()
     assert difference < 1e-5
     assert baseline(tokens, order).std() > 0.1  # the weights say something
+
+
+@pytest.mark.parametrize("kind", [Armd, Autoregressive])
+def test_layers_that_start_at_zero_change_nothing(kind: type) -> None:
+    tokens, order = torch.randint(0, 11, (2, 9)), Order.left_to_right(2, 9)
+    torch.manual_seed(0)
+    whole = kind(make_config(zero_init_residual=True))
+    changed = kind(make_config())
+    changed.load_state_dict(whole.state_dict())
+    torch.nn.init.normal_(changed.layers[1].down.weight)
+    rows = whole.hidden(tokens, order)
+    whole.layers = torch.nn.ModuleList() if kind is Autoregressive else whole.layers[:1]
+    assert torch.equal(whole.hidden(tokens, order), rows)
+    assert not torch.equal(changed.hidden(tokens, order), rows)

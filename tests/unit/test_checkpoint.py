@@ -38,6 +38,13 @@ def test_round_trip_with_tokenizer_and_of_the_baseline(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
+def test_a_folder_from_before_a_field_is_what_its_default_says(tmp_path: Path) -> None:
+    model = make_model()
+    armd.save(model, tmp_path / "m")
+    change_config(activation="drop", zero_init_residual="drop")(tmp_path / "m")
+    assert armd.load(tmp_path / "m")[0].config == model.config
+
+
 def change_config(**values: object):
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
