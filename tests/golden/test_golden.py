@@ -16,6 +16,7 @@ import torch
 from armd import Armd, OrderSchedule
 from armd.presets import tiny
 from armd.train import OptimConfig, optim
+from armd.train.batches import make_batch
 from armd.train.guard import Guard
 from armd.train.loop import train_step
 from armd.train.parallel import Replica
@@ -41,7 +42,10 @@ def losses() -> list[list[object]]:
     optimiser = optim.build(model, config.optim)
     tokens = (torch.arange(4 * 64).reshape(4, 64) * 3) % 29
     replica, guard = Replica(model, config), Guard(config)
-    return [list(train_step(replica, optimiser, tokens, step, config, guard)[:3]) for step in range(24)]
+    return [
+        list(train_step(replica, optimiser, make_batch(tokens, step, config, replica), step, config, guard)[:3])
+        for step in range(24)
+    ]
 
 
 def test_losses_match_the_golden_curve() -> None:

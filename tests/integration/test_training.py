@@ -20,8 +20,9 @@ from armd.data import Document, prepare
 from armd.errors import UserError
 from armd.orders import OrderSchedule
 from armd.presets import PRESETS, tiny, with_steps
-from armd.train import OptimConfig, TrainConfig, TrainingStopped, load_config, parallel, state, train
+from armd.train import OptimConfig, TrainConfig, TrainingStopped, load_config, optim, parallel, state, train
 from armd.train import loop as loops
+from armd.train.batches import Batches
 from armd.train.config import from_json, to_json
 from armd.train.log import Log, read_metrics
 from armd.train.optim import learning_rate
@@ -80,10 +81,12 @@ def test_the_loss_falls_in_every_order(data: Path, tmp_path: Path, precision: st
     assert tokenizer is not None and tokenizer.decode(armd.generate(model, length=8).tokens[0].tolist())
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_interrupted_and_resumed_equals_never_stopped(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    train(small(), data, tmp_path / "whole", quiet=True)
+    config = small(optim=replace(small().optim, name=name))
+    train(config, data, tmp_path / "whole", quiet=True)
     step = loops.train_step
 
     def interrupt(*args: object) -> loops.Step:
@@ -93,9 +96,9 @@ def test_interrupted_and_resumed_equals_never_stopped(
 
     monkeypatch.setattr(loops, "train_step", interrupt)
     with pytest.raises(TrainingStopped, match="interrupted after step 11, which is saved; go on with --resume"):
-        train(small(), data, tmp_path / "parts", quiet=True)
+        train(config, data, tmp_path / "parts", quiet=True)
     monkeypatch.setattr(loops, "train_step", step)
-    train(small(), data, tmp_path / "parts", resume=True, quiet=True)
+    train(config, data, tmp_path / "parts", resume=True, quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -106,6 +109,41 @@ def test_gradient_accumulation_equals_the_large_batch(data: Path, tmp_path: Path
     parts = train(replace(config, micro_batch_size=1), data, tmp_path / "parts", quiet=True)
     for order in whole.valid:
         assert parts.valid[order] == pytest.approx(whole.valid[order], abs=1e-4)
+
+
+def test_batches_are_those_of_their_steps_and_their_errors_arrive(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small(micro_batch_size=2)
+    texts = armd.data.TokenDataset(data, "train", 32)
+    batches = Batches(texts, config, parallel.Replica(armd.Armd(config.model), config))
+    for step in (20, 21, 22, 23, 3):
+        batch = batches[step]
+        tokens, again = torch.cat([t for t, _ in batch.parts]), texts.batch(step, 4, config.seed)
+        order = config.orders.order(step, config.seed, config.max_steps, 4, 32)
+        assert torch.equal(tokens, again) and len(batch.parts) == 2
+        assert torch.equal(torch.cat([o.positions for _, o in batch.parts]), order.positions)
+
+    def breaks(*_: object) -> torch.Tensor:
+        raise UserError("shard is gone")
+
+    monkeypatch.setattr(texts, "batch", breaks)
+    with pytest.raises(UserError, match="shard is gone"):
+        batches[0]
+
+
+def test_a_run_that_keeps_no_activations_is_the_same_run(data: Path, tmp_path: Path) -> None:
+    """Dropout included: the second pass over a layer draws what the first drew."""
+    train(small(), data, tmp_path / "run", quiet=True)
+    train(small(checkpoint_activations=True), data, tmp_path / "other", quiet=True)
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+def test_compiling_without_a_compiler_is_one_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        UserError, match=r"compile=True needs a C\+\+ compiler on a CPU, and there is no 'no-such-compiler'"
+    ):
+        train(small(compile=True, device="cpu"), data, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_not_a_number_stops_with_the_last_good_checkpoint(
@@ -353,6 +391,25 @@ def test_preset_sizes_are_those_of_the_paper() -> None:
         assert count == pytest.approx(wanted, rel=0.02), name
 
 
+def test_muon_gets_the_matrices_inside_the_layers() -> None:
+    model = armd.Armd(small().model)
+    optimiser = optim.build(model, OptimConfig(name="muon", lr=1.0, muon_lr=4.0, weight_decay=0.5))
+    optim.set_rates(optimiser, 0.25)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [[names[id(p)] for p in group["params"]] for group in optimiser.param_groups]
+    assert sorted(groups[0] + groups[1] + groups[2]) == sorted(names.values())
+    assert len(groups[0]) == 5 * 2 and all(name.startswith("layers.") for name in groups[0])
+    assert set(groups[1]) == {"embed.weight", "prefix.kernel"} and "bos" in groups[2]
+    assert [group["lr"] for group in optimiser.param_groups] == [1.0, 0.25, 0.25]
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.5, 0.5, 0.0]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    armd.loss(model, torch.randint(257, (2, 32)), armd.Order.left_to_right(2, 32)).backward()
+    optimiser.step()
+    assert all(not torch.equal(before[name], p) for name, p in model.named_parameters() if p.grad.any())
+    step = before["layers.0.up.weight"] * (1 - 0.5) - model.layers[0].up.weight  # after the decay lr * 0.5
+    assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 1.0, rel=0.2)  # a full step of lr 1
+
+
 def test_learning_rates() -> None:
     cosine, wsd = OptimConfig(lr=1.0, warmup_steps=10), OptimConfig(lr=1.0, warmup_steps=10, schedule="wsd")
     assert [round(learning_rate(s, 110, cosine), 3) for s in (0, 9, 10, 60, 110)] == [0.1, 1.0, 1.0, 0.55, 0.1]
@@ -409,7 +466,7 @@ def test_a_preset_in_fewer_steps_keeps_its_shape(name: str, steps: int) -> None:
     [
         {"lr": 0.0}, {"schedule": "zigzag"}, {"ema": 1.0}, {"grad_clip": 0.0}, {"warmup_steps": -1}, {"lr": math.nan},
         {"weight_decay": math.inf}, {"betas": (0.9, 1.0)}, {"betas": (0.9,)}, {"warmup_steps": 2.5},
-        {"grad_clip": "1"},
+        {"grad_clip": "1"}, {"name": "sgd"}, {"muon_lr": 0.0}, {"muon_momentum": 1.0},
     ],
 )  # fmt: skip
 def test_bad_optimiser_fields_are_named(fields: dict[str, object]) -> None:

@@ -33,8 +33,14 @@ change them, and no others."""
 class OptimConfig:
     """Optimiser and learning-rate schedule."""
 
+    name: str = "adamw"
+    """adamw, or muon: Muon for the matrices inside the layers, AdamW for embedding, head, prefix and vectors."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 2e-2
+    """Peak learning rate of Muon; an update has this times 0.2 as its root mean square."""
+    muon_momentum: float = 0.95
+    """Momentum of Muon."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW momenta."""
     eps: float = 1e-8
@@ -54,6 +60,12 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "optim.")
+        if self.name not in ("adamw", "muon"):
+            raise UserError(f"optim.name={self.name!r} must be adamw or muon")
+        if self.muon_lr <= 0 or not 0 <= self.muon_momentum < 1:
+            raise UserError(
+                f"optim.muon_lr={self.muon_lr} must be above 0 and optim.muon_momentum={self.muon_momentum} in [0, 1)"
+            )
         if self.schedule not in ("cosine", "wsd", "constant"):
             raise UserError(f"optim.schedule={self.schedule!r} must be cosine, wsd or constant")
         if self.lr <= 0 or self.grad_clip <= 0:
@@ -100,6 +112,10 @@ class TrainConfig:
     """bf16 (autocast, float32 master weights) or fp32."""
     parallel: str = "auto"
     """Several processes (torchrun): ddp (each holds the model), fsdp (each holds a share), or auto: ddp if several."""
+    compile: bool = False
+    """Run the layers and the loss through torch.compile: a minute at the start; on a CPU it needs g++."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of every layer and compute the rest again for the gradient: less memory, a third slower."""
     eval_every: int = 250
     """Steps between validations; the last step is always validated."""
     eval_texts: int = 64

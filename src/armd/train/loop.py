@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ from armd.files import read_json, write_json
 from armd.model import Transformer
 from armd.orders import Family, generator
 from armd.train import optim, parallel, state
+from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
 from armd.train.config import EXECUTION, TrainConfig, from_json, to_json
 from armd.train.gauge import Gauge
@@ -54,6 +58,13 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name!r}: this machine has {torch.cuda.device_count()} usable GPUs; use --device cpu")
     return device
+
+
+def _check_compiler(device: torch.device) -> None:
+    """torch.compile writes C++ for a CPU."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(name) is None:
+        raise UserError(f"compile=True needs a C++ compiler on a CPU, and there is no {name!r}; or leave it off")
 
 
 def train(
@@ -99,7 +110,11 @@ class Trainer:
         ranks.attempt(lambda: self._check_same(first))
         torch.manual_seed(config.seed)
         self.model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(self.device)
+        self.model.checkpoint_activations = config.checkpoint_activations
+        if config.compile:
+            self.model.compile_layers()
         self.replica = Replica(self.model, config, ranks)
+        self.batches = Batches(self.train_set, config, self.replica)
         self.optimiser = optim.build(self.model, config.optim)
         self.average = [p.detach().clone() for p in self.model.parameters()] if config.optim.ema else []
         self.guard = Guard(config)
@@ -119,6 +134,8 @@ class Trainer:
             raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
         self.tokenizer = Tokenizer.load(data / "tokenizer.json")
         self.device = self.ranks.device(pick_device(config.device))
+        if config.compile:
+            _check_compiler(self.device)
         if config.tensorboard and self.ranks.first:
             load_writer()  # absent, it is missed now and not after the run is made
         self.identity = {"config": to_json(config), "data": Manifest.load(data).digest}
@@ -148,8 +165,8 @@ class Trainer:
             self._greet(log)
             gauge = Gauge(config, self.device, devices=self.ranks.size, before=log.seconds)
             while self.done < config.max_steps:
-                tokens = self._next_batch(interrupted)
-                step = train_step(self.replica, self.optimiser, tokens, self.done, config, self.guard)
+                batch = self._next_batch(interrupted)
+                step = train_step(self.replica, self.optimiser, batch, self.done, config, self.guard)
                 self.done += 1
                 if step.fault:
                     self._skip(step, log)
@@ -170,15 +187,15 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.config.max_steps
 
-    def _next_batch(self, interrupted: Flag) -> Tensor:
+    def _next_batch(self, interrupted: Flag) -> Batch:
         """This process's rows of the next step; or, if anyone wants to stop, a last checkpoint and the end."""
-        config, fault = self.config, None
+        fault = None
         try:
-            tokens = self.train_set.batch(self.done, config.batch_size, config.seed, self.replica.rows)
+            batch = self.batches[self.done]
         except UserError as error:
             fault = error
         if not self.ranks.check(stop=bool(interrupted) or fault is not None):
-            return tokens.to(self.device)
+            return batch
         if self.saved < self.done:
             self._save()
         self.ranks.check(fault)
@@ -254,34 +271,31 @@ class Trainer:
 
 
 def train_step(
-    replica: Replica, optimiser: state.Optimisers, tokens: Tensor, step: int, config: TrainConfig, guard: Guard
+    replica: Replica, optimiser: state.Optimisers, batch: Batch, step: int, config: TrainConfig, guard: Guard
 ) -> Step:
     """One optimiser step on this process's rows of the global batch."""
     # Dropout: the processes draw differently, one process as ever.
     torch.manual_seed(int(generator(config.seed, step, 2, *filter(None, [replica.ranks.rank])).initial_seed()))
     replica.model.train()
-    family = config.orders.family(step, config.seed, config.max_steps)
-    order = config.orders.order(step, config.seed, config.max_steps, config.batch_size, tokens.shape[1])
-    order = order.rows(torch.tensor(replica.rows))
+    rate = optim.learning_rate(step, config.max_steps, config.optim)
     for member in state.members(optimiser):
-        for group in member.param_groups:
-            group["lr"] = optim.learning_rate(step, config.max_steps, config.optim)
+        optim.set_rates(member, rate / config.optim.lr)
         member.zero_grad(set_to_none=True)
-    total = 0.0
-    parts = torch.arange(len(tokens)).split(replica.micro)
-    for i, rows in enumerate(parts):
-        with replica.accumulating(last=i == len(parts) - 1):
+    losses = []
+    for i, (tokens, order) in enumerate(batch.parts):
+        with replica.accumulating(last=i == len(batch.parts) - 1):
             with _autocast(tokens.device, config):
-                part = replica(tokens[rows], order.rows(rows), config.weighting) * (len(rows) / len(tokens))
+                part = replica(tokens, order, config.weighting) / len(batch.parts)
             part.backward()
-        total += part.item()
+        losses.append(part.detach())
+    total = torch.stack(losses).sum().item()  # one wait for the device, however many passes
     total = replica.ranks.sum(total)[0] / replica.ranks.size
     norm = replica.clip(config.optim.grad_clip)
     fault = guard.fault(total, norm)
     if fault is None:  # a bad step never reaches the weights
         for member in state.members(optimiser):
             member.step()
-    return Step(str(family), total, norm, fault)
+    return Step(str(batch.family), total, norm, fault)
 
 
 @torch.no_grad()

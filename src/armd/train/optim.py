@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,62 @@ from torch import Tensor, nn
 from armd.train.config import OptimConfig
 
 
-def build(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, not on norms, biases and embeddings' BOS."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+class Pair(torch.optim.Optimizer):
+    """Two optimisers over the weights of one model that step, are saved and are loaded as one."""
+
+    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
+        self.parts = first, second
+        super().__init__([*first.param_groups, *second.param_groups], {})
+        self._share()
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for part in self.parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+    def _share(self) -> None:
+        """Groups and state are held once: what is set or loaded here is what the parts work with."""
+        first, second = self.parts
+        split = len(first.param_groups)
+        first.param_groups, second.param_groups = self.param_groups[:split], self.param_groups[split:]
+        first.state = second.state = self.state
+
+
+def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW; or Muon (Jordan et al., 2024) for the matrices inside the layers and AdamW for all else.
+
+    Weight decay is on matrices only, not on norms, biases and embeddings' BOS. Muon's update of a matrix has the
+    root mean square of AdamW's (Liu et al., 2025), so that rates are of one kind.
+    """
+    weights = list(model.named_parameters())
+    inner = [p for name, p in weights if name.startswith("layers.") and p.ndim == 2] if config.name == "muon" else []
+    taken = set(map(id, inner))
+    matrices = [p for _, p in weights if p.ndim >= 2 and id(p) not in taken]
+    vectors = [p for _, p in weights if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimiser: torch.optim.Optimizer = adamw
+    if inner:
+        muon = torch.optim.Muon(
+            inner,
+            lr=config.muon_lr,
+            momentum=config.muon_momentum,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        optimiser = Pair(muon, adamw)
+    for group in optimiser.param_groups:
+        group["peak"] = group["lr"]
+    return optimiser
+
+
+def set_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
+    """Set the learning rate of every group to a share of its peak."""
+    for group in optimiser.param_groups:
+        group["lr"] = share * group["peak"]
 
 
 def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:

@@ -296,7 +296,8 @@ def _shard(root: nn.Module, model: Transformer, precision: str) -> None:
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-        register_fsdp_forward_method(layer, "keys_values")  # called before, and besides, forward
+        for name in ("queries", "keys_values", "project"):  # called before, and besides, forward
+            register_fsdp_forward_method(layer, name)
     sharded = fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     sharded.set_reshard_after_backward(False)
 
