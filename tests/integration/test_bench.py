@@ -14,6 +14,7 @@ import torch
 from armd.bench import alternate
 from armd.bench.decode import DecodeBench
 from armd.bench.timing import Work
+from armd.bench.train import TrainBench, peak_memory
 from armd.cli import main
 from armd.model import ArmdConfig
 from armd.presets import PRESETS
@@ -109,8 +110,67 @@ def test_table_and_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*WORDS[:-1], "--quick", "--dtype", "fp32", "--modes", "exact"]) == 0
     shown = capsys.readouterr().out
     assert "armd, exact" in shown and "masked diffusion, N/4 steps*" in shown and "of the speed at" in shown
-    record, _ = run(["bench", "train", "--repeats", "1", "--json"], capsys)
-    assert [row["what"] for row in record["rows"]] == ["train, AR", "train, ARMD"]
+    record, _ = run(["bench", "--repeats", "1", "--streams", "1", "2", "--length", "8", "--json"], capsys)
+    names = [row["what"] for row in record["rows"]]
+    assert names[:2] == ["train, AR", "train, ARMD, L2s = 1"] and names[3:] == [
+        f"decode, exact, S = {s}" for s in (1, 2)
+    ]
+
+
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        print("number of parameters")
+        self.embed = torch.nn.Embedding(config.vocab_size, config.n_embd)
+    def forward(self, tokens, targets):
+        logits = self.embed(tokens) @ self.embed.weight.T
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_training_beside_nanogpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.py").write_text(NANOGPT)
+    words = ["bench", "train", "--layers", "4", "--batch", "2", "--steps", "1", "--repeats", "2", "--no-memory"]
+    record, shown = run([*words, "--nanogpt", str(tmp_path), "--out", str(tmp_path / "r.json"), "--json"], capsys)
+    assert json.loads((tmp_path / "r.json").read_text()) == record and not shown
+    assert [row["what"] for row in record["rows"]] == ["nanoGPT", "AR", "ARMD, L2s = 1", "ARMD, L2s = L/2"]
+    nano, ar, one, half = record["rows"]
+    assert nano["ratio"]["median"] == ar["ratio_to_ar"]["median"] == 1
+    assert all(row["tokens"] == 2 * 32 and len(row["seconds"]) == 2 for row in record["rows"])
+    assert all(row["of_limit"] == pytest.approx(row["ratio_to_ar"]["median"] / row["limit"]) for row in (one, half))
+    D, V, N, W = 16, 257, 32, 8  # multiply-adds a token: two products of attention see (N + 1) / 2 keys in the mean
+    layer = 12 * D * D + D * (N + 1)
+    autoregressive = 4 * layer + D * V
+    assert one["limit"] == pytest.approx(autoregressive / (autoregressive + 2 * W * D))
+    assert half["limit"] == pytest.approx(autoregressive / (autoregressive + 2 * W * D + layer - 2 * D * D))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell a process's memory")
+def test_memory_of_a_step() -> None:
+    """Of 4 layers of width 256 (12.6 MB of weights) and 2 x 128 rows, AdamW's moments and gradients included."""
+    config = ArmdConfig(257, hidden_size=256, num_hidden_layers=4, max_position_embeddings=128)
+    peak = peak_memory("AR", config, TrainBench(batch=2), "fp32", torch.device("cpu"))
+    assert peak is not None and 4 * 12.6e6 < peak < 3 * 4 * 12.6e6
+
+
+def test_training_without_nanogpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "train", "--batch", "1", "--steps", "1", "--repeats", "1", "--no-memory"]) == 0
+    shown = capsys.readouterr()
+    assert "not compared: nanoGPT: give --nanogpt PATH" in shown.err and "ARMD, L2s = 1" in shown.out
+    assert main(["bench", "train", "--nanogpt", str(tmp_path)]) == 2
+    assert "holds no model.py" in capsys.readouterr().err
 
 
 def test_rounds_alternate_and_the_first_is_not_counted() -> None:

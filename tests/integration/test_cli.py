@@ -269,10 +269,11 @@ def test_prepare_json_and_bench(folder: Path, capsys: pytest.CaptureFixture[str]
     manifest = run_json(words, capsys)
     assert 257 < manifest["vocab_size"] <= 300 and manifest["splits"]["train"]["documents"] == 3
     bench = run_json(["bench", "--length", "16", "--streams", "1", "4", "--repeats", "1", "--json"], capsys)
-    names = ["train, AR", "train, ARMD", "decode, exact, S = 1", "decode, exact, S = 4"]
+    training = ["train, AR", "train, ARMD, L2s = 1", "train, ARMD, L2s = L/2"]
+    names = [*training, "decode, exact, S = 1", "decode, exact, S = 4"]
     assert [row["what"] for row in bench["rows"]] == names
     assert all(row["tokens_per_second"]["median"] > 0 and row["ratio"]["median"] > 0 for row in bench["rows"])
-    assert bench["rows"][0]["ratio"]["median"] == bench["rows"][2]["ratio"]["median"] == 1
+    assert bench["rows"][0]["ratio"]["median"] == bench["rows"][3]["ratio"]["median"] == 1
 
 
 def test_train_json_and_phases_in_fewer_steps(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

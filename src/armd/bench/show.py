@@ -1,4 +1,4 @@
-"""A record of decoding as a table and as a plot."""
+"""Records as tables; that of decoding also as a plot."""
 
 from __future__ import annotations
 
@@ -57,6 +57,31 @@ def table(record: Mapping[str, Any]) -> Table:
             f"{row['of_floor']:.0%}",
         )
     out.caption = "* a few passes timed, the rest extrapolated"
+    return out
+
+
+def training_table(record: Mapping[str, Any]) -> Table:
+    """Rows of a record of training: what was measured, and beside it what arithmetic allows."""
+    shape = record["shape"]
+    size = f"L = {shape['num_hidden_layers']}, D = {shape['hidden_size']}, V = {shape['vocab_size']}"
+    where = f"{size}, batch {record['batch']} x {shape['max_position_embeddings']}; {in_words(record['machine'])}"
+    against = f"x {record['reference']}"
+    columns = ("what", "dtype", "mode", "tokens/s", "min - max", against, "x AR", "limit", "of limit", "memory x AR")
+    out = Table(*columns, title=where, caption=f"memory: {record['memory']}")
+    for row in record["rows"]:
+        rate = row["tokens_per_second"]
+        out.add_row(
+            row["what"],
+            row["dtype"],
+            row["mode"],
+            f"{rate['median']:,.4g}",
+            f"{rate['min']:,.4g} - {rate['max']:,.4g}",
+            f"{row['ratio']['median']:.3f}",
+            f"{row['ratio_to_ar']['median']:.3f}",
+            f"{row['limit']:.3f}" if row["limit"] else "",
+            f"{row['of_limit']:.1%}" if row["of_limit"] else "",
+            f"{row['peak_to_ar']:.2f}" if row["peak_to_ar"] else "",
+        )
     return out
 
 

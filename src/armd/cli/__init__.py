@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import armd
-from armd.bench import DecodeBench
-from armd.cli.bench import Bench, BenchTrain, run_bench, run_bench_decode
+from armd.bench import DecodeBench, TrainBench
+from armd.cli.bench import Bench, run_bench, run_bench_decode, run_bench_train
 from armd.cli.demo import Demo, run_demo
 from armd.cli.evaluate import Evaluate, run_evaluate
 from armd.cli.generate import Generate, run_generate
@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "evaluate": (Evaluate, run_evaluate),
     "bench": (Bench, run_bench),
     "bench decode": (DecodeBench, run_bench_decode),
-    "bench train": (BenchTrain, run_bench),
+    "bench train": (TrainBench, run_bench_train),
     "demo": (Demo, run_demo),
 }
 

@@ -7,13 +7,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from armd import bench
 from armd.cli.terminal import say
-from armd.errors import UserError
 from armd.files import json_text, write_json, write_text
 from armd.model import Armd
 from armd.presets import get_preset
@@ -22,11 +22,15 @@ from armd.train.loop import pick_device
 
 
 @dataclass(frozen=True)
-class BenchTrain:
-    """Time training steps of a preset on this machine, random weights: AR against ARMD."""
+class Bench:
+    """Time training steps and decoding on this machine, random weights; more: armd bench decode, armd bench train."""
 
     preset: str = "tiny"
     """Preset whose shape is timed."""
+    streams: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of streams to decode with."""
+    length: int = 128
+    """Tokens to write."""
     repeats: int = 3
     """Times each measurement is taken, in turn, after one that warms up; the median counts."""
     device: str = "auto"
@@ -35,29 +39,17 @@ class BenchTrain:
     """Print one JSON object."""
 
 
-@dataclass(frozen=True)
-class Bench(BenchTrain):
-    """Time training steps and decoding on this machine, random weights; more: armd bench decode, armd bench train."""
-
-    streams: tuple[int, ...] = (1, 2, 4, 8)
-    """Numbers of streams to decode with."""
-    length: int = 128
-    """Tokens to write."""
-
-
-def run_bench(args: BenchTrain) -> None:
-    config, device = get_preset(args.preset)(257, None), pick_device(args.device)
-    if args.repeats < 1:
-        raise UserError(f"repeats={args.repeats} must be at least 1")
-    jobs = {}
-    if isinstance(args, Bench):
-        model = Armd(config.model).to(device)
-        for s in args.streams:
-            make_request(model, length=args.length, streams=s)  # a mistake shows before anything is timed
-            jobs[f"decode, exact, S = {s}"] = bench.writing(model, "exact", s, args.length, 1, args.length, seed=0)
+def run_bench(args: Bench) -> None:
+    model, device = get_preset(args.preset)(257, None).model, pick_device(args.device)
+    steps = bench.TrainBench(args.preset, repeats=args.repeats, memory=False)
+    writer, jobs = Armd(model).to(device), {}
+    for s in args.streams:
+        make_request(writer, length=args.length, streams=s)  # a mistake shows before anything is timed
+        jobs[f"decode, exact, S = {s}"] = bench.writing(writer, "exact", s, args.length, 1, args.length, seed=0)
     with _status() as tell:
-        rows = bench.training(config, args.repeats, device, tell)
+        (record,) = bench.training(steps, model, device, "armd bench", tell)
         times = bench.alternate(jobs, args.repeats, device, tell)
+    rows = [{"what": f"train, {row['what']}", **_speed(row)} for row in record["rows"]]
     rows += [{"what": name, **t.fields(next(iter(times.values())))} for name, t in times.items()]
     machine = bench.machine(device)
     if args.json:
@@ -67,7 +59,26 @@ def run_bench(args: BenchTrain) -> None:
     table.title = f"{args.preset}, {bench.in_words(machine)}"
     for row in rows:
         table.add_row(row["what"], f"{row['tokens_per_second']['median']:,.0f}", f"{row['ratio']['median']:.2f}x")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    _print(table)
+
+
+def _speed(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("tokens", "seconds", "tokens_per_second", "ratio")}
+
+
+def run_bench_train(args: bench.TrainBench) -> None:
+    model, device = get_preset(args.preset)(args.vocab_size, None).model, pick_device(args.device)
+    command = shlex.join(["armd", *sys.argv[1:]])
+    with _status() as tell:
+        for record in bench.training(args, model, device, command, tell):
+            if args.out:
+                write_json(args.out, record)
+    for name, why in record["absent"].items():
+        say(f"not compared: {name}: {why}")
+    if args.json:
+        print(json_text(record))
+    else:
+        _print(bench.training_table(record))
 
 
 def run_bench_decode(args: bench.DecodeBench) -> None:
@@ -85,7 +96,11 @@ def run_bench_decode(args: bench.DecodeBench) -> None:
     if args.json:
         print(json_text(record))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(bench.table(record))
+    _print(bench.table(record))
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @contextlib.contextmanager
