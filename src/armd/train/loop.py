@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +24,7 @@ from armd.orders import Family, generator
 from armd.train import optim, parallel, state
 from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
+from armd.train.compiler import check_compiler
 from armd.train.config import EXECUTION, TrainConfig, from_json, to_json
 from armd.train.gauge import Gauge
 from armd.train.guard import Guard
@@ -58,13 +56,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name!r}: this machine has {torch.cuda.device_count()} usable GPUs; use --device cpu")
     return device
-
-
-def _check_compiler(device: torch.device) -> None:
-    """torch.compile writes C++ for a CPU."""
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and shutil.which(name) is None:
-        raise UserError(f"compile=True needs a C++ compiler on a CPU, and there is no {name!r}; or leave it off")
 
 
 def train(
@@ -135,7 +126,7 @@ class Trainer:
         self.tokenizer = Tokenizer.load(data / "tokenizer.json")
         self.device = self.ranks.device(pick_device(config.device))
         if config.compile:
-            _check_compiler(self.device)
+            check_compiler(self.device)
         if config.tensorboard and self.ranks.first:
             load_writer()  # absent, it is missed now and not after the run is made
         self.identity = {"config": to_json(config), "data": Manifest.load(data).digest}
