@@ -246,6 +246,7 @@ def test_only_fields_of_execution_may_change_on_resume(data: Path, tmp_path: Pat
     changes: dict[str, object] = {
         "device": "cpu", "parallel": "fsdp", "micro_batch_size": 2, "log_every": 5, "tensorboard": False,
         "keep_last": 1, "keep_best": True, "on_bad_step": "skip", "spike_factor": 9.0, "max_skipped": 3,
+        "compile": False, "checkpoint_activations": True,
     }  # fmt: skip
     assert changes.keys() == set(EXECUTION)
     train(config(**changes), data, run, resume=True, quiet=True)

@@ -17,6 +17,8 @@ EXECUTION = (
     "device",
     "parallel",
     "micro_batch_size",
+    "compile",
+    "checkpoint_activations",
     "log_every",
     "tensorboard",
     "keep_last",
