@@ -272,7 +272,8 @@ def test_data_lost_during_a_run_costs_no_step(
         return step(*args)
 
     monkeypatch.setattr(loops, "train_step", lose)
-    with pytest.raises(UserError, match=f"shard {shard} {what} during the run.*step-00000011$"):
+    # The batch of the next step may have been read before.
+    with pytest.raises(UserError, match=f"shard {shard} {what} during the run.*step-0000001[12]$"):
         train(config(), moved, tmp_path / "run", quiet=True)
     monkeypatch.undo()
     with pytest.raises(UserError, match=f"shard {shard} (is missing|has 0 bytes)"):
