@@ -22,6 +22,7 @@ from armd.cli.prepare import Prepare, run_prepare
 from armd.cli.terminal import parse, say
 from armd.cli.train import Train, run_train
 from armd.cli.watch import Watch, run_watch
+from armd.cli.zeroshot import EvaluateLambada, EvaluateZeroShot, run_lambada, run_zero_shot
 from armd.errors import TrainingStopped, UserError
 from armd.train.parallel import leave, tells
 
@@ -34,6 +35,8 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "plot": (Plot, run_plot),
     "generate": (Generate, run_generate),
     "evaluate": (Evaluate, run_evaluate),
+    "evaluate zeroshot": (EvaluateZeroShot, run_zero_shot),
+    "evaluate lambada": (EvaluateLambada, run_lambada),
     "bench": (Bench, run_bench),
     "bench decode": (DecodeBench, run_bench_decode),
     "bench train": (TrainBench, run_bench_train),
@@ -43,7 +46,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
 
 def usage() -> str:
     kinds = {name: kind or {"plan": Plan, "train": Train}[name] for name, (kind, _) in COMMANDS.items()}
-    lines = [f"  {name:<14}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+    lines = [f"  {name:<21}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
     head = [f"armd {armd.__version__}: auto-regressive masked diffusion", "", "usage: armd COMMAND [options]", ""]
     return "\n".join([*head, *lines, "", "armd COMMAND --help lists the options."])
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from armd import checkpoint, decode
 from armd.cli.models import held_out
+from armd.cli.terminal import show
 from armd.data import TokenDataset
 from armd.errors import UserError
-from armd.evals import evaluate, parse_orders, read_meter
+from armd.evals import evaluate, held_out_protocol, parse_orders, read_meter
 from armd.files import json_text
 from armd.model import Armd, Transformer
 from armd.orders import Family
@@ -66,18 +65,19 @@ def run_evaluate(args: Evaluate) -> None:
             Family.parse(order).check(length)
     scores = list(evaluate(model, dataset, orders, texts=args.texts, batch_size=args.batch_size, seed=args.seed))
     meters = _meters(args, model, dataset, orders)
+    protocol = held_out_protocol(args.data, dataset, scores[0].texts, args.seed, tokenizer)
     if args.json:
-        print(json_text({"scores": [dataclasses.asdict(score) for score in scores], "meter": meters}))
+        fields = {"scores": [dataclasses.asdict(score) for score in scores], "meter": meters}
+        print(json_text({**fields, "protocol": protocol.fields}))
         return
     columns = ("order", "blocks", "nats/token", "± s.e.", "perplexity", "bits/byte", "note")
     table = Table(*columns, title=f"{scores[0].texts} held-out texts of {dataset.length} tokens")
     for s in scores:
         numbers = f"{s.nats_per_token:.4f}", f"{s.stderr:.4f}", f"{s.perplexity:.2f}", f"{s.bits_per_byte:.3f}"
         table.add_row(s.order, s.blocks, *numbers, s.note)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+    show(table, protocol.line)
     if meters:
-        console.print(_meter_table(meters))
+        show(_meter_table(meters))
 
 
 def _meters(args: Evaluate, model: Transformer, dataset: TokenDataset, orders: Sequence[str]) -> list[dict[str, Any]]:

@@ -11,12 +11,19 @@ from armd.model import Armd, Transformer
 from armd.train.loop import pick_device
 
 
-def load_writer(folder: Path, device: str) -> tuple[Armd, Tokenizer]:
+def load_reader(folder: Path, device: str) -> tuple[Transformer, Tokenizer]:
+    """Any model that has a tokenizer."""
     model, tokenizer = checkpoint.load(folder, pick_device(device))
-    if not isinstance(model, Armd):
-        raise UserError(f"{folder} is an autoregressive baseline; generate needs an armd model")
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer.json, so text cannot be read or written")
+    return model, tokenizer
+
+
+def load_writer(folder: Path, device: str, task: str = "generate") -> tuple[Armd, Tokenizer]:
+    """A model that fills holes."""
+    model, tokenizer = load_reader(folder, device)
+    if not isinstance(model, Armd):
+        raise UserError(f"{folder} is an autoregressive baseline; {task} needs an armd model")
     return model, tokenizer
 
 

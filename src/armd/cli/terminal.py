@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 from armd.errors import UserError
 
@@ -45,6 +47,13 @@ def _one_line(box: str) -> str:
         elif message:
             break
     return " ".join(message)
+
+
+def show(table: Table, *notes: str) -> None:
+    """A table on standard output, and lines under it, which are not cut where there is no terminal."""
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for note in notes:
+        print(note)
 
 
 def say(text: str) -> None:

@@ -265,6 +265,10 @@ class NamedSet:
     files: Patterns
 
 
+def _named(name: str) -> Patterns:
+    return {split: (f"{name}.{split}.*", f"{split}.*") for split in ("train", "valid", "test")}
+
+
 _WIKI: Patterns = {s: (f"wiki.{s}.raw", f"wiki.{s}.tokens", f"{s}.txt") for s in ("train", "valid", "test")}
 _ANY: Patterns = {"train": ("*.parquet", "*.jsonl*", "*.txt*", "*train*", "news.en-*")}
 NAMED: dict[str, NamedSet] = {
@@ -277,6 +281,9 @@ NAMED: dict[str, NamedSet] = {
     ),
     "lambada": NamedSet("EleutherAI/lambada_openai", None, "text", "row", {"test": ("lambada_test*.jsonl*",)}),
     "text8": NamedSet("afmck/text8", None, "text", "file", {"train": ("text8*",)}),
+    "ag_news": NamedSet("fancyzhx/ag_news", None, "text", "row", _named("ag_news")),
+    "pubmed": NamedSet("ccdv/pubmed-summarization", None, "article", "row", _named("pubmed")),
+    "arxiv": NamedSet("ccdv/arxiv-summarization", None, "article", "row", _named("arxiv")),
 }
 
 NAMED["wikitext"] = NAMED["wikitext103"]
@@ -286,7 +293,8 @@ def named_documents(name: str, split: str = "train", data_dir: str | Path | None
     """A data set by name: from files in `data_dir`, or through Hugging Face `datasets` where there is a network.
 
     File names looked for: text8 `text8*`; wikitext `wiki.SPLIT.raw` or `SPLIT.txt`; ptb `ptb.SPLIT.txt`; lambada
-    `lambada_test*.jsonl`; openwebtext and lm1b any .parquet, .jsonl or .txt.
+    `lambada_test*.jsonl`; ag_news, pubmed and arxiv `NAME.SPLIT.jsonl` or `SPLIT.jsonl`, also .parquet; openwebtext and
+    lm1b any .parquet, .jsonl or .txt.
     """
     if name not in NAMED:
         raise UserError(f"data set {name!r} is unknown; choose one of {', '.join(NAMED)}")

@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from armd.data import TokenDataset
+from armd.data import Tokenizer
 from armd.errors import UserError
+from armd.evals.protocol import Protocol, vocabulary
 from armd.model import Transformer
 from armd.objective import any_order_nll, nll
 from armd.orders import Family, Order, generator
+
+
+class Texts(typing.Protocol):
+    """Texts of `length` tokens to score, as of `armd.data.TokenDataset`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens N of a text."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text for each token that is scored."""
+
+    def eval_windows(self) -> int:
+        """Number of texts."""
+
+    def eval_batch(self, start: int, count: int) -> Tensor:
+        """Texts start..start+count-1: (count, length) long."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +73,21 @@ def parse_orders(text: str) -> list[str]:
 
 def evaluate(
     model: Transformer,
-    dataset: TokenDataset,
+    dataset: Texts,
     orders: Sequence[str],
     *,
     texts: int = 256,
     batch_size: int = 16,
     seed: int = 0,
+    scored_from: int = 0,
 ) -> Iterator[Score]:
     """Score the first `texts` held-out windows in every order, yielding a score as soon as it is there.
 
     `strided:S` yields two scores, sequential and parallel blocks; their difference is the parallel penalty.
+    With `scored_from` the first tokens of every text are given, not scored: left to right only.
     """
+    if scored_from and any(name != "left_to_right" for name in orders):
+        raise UserError(f"orders {', '.join(orders)}: where the first token is given, the order must be left_to_right")
     texts = min(texts, dataset.eval_windows())
     model.eval()
     for name in orders:
@@ -78,11 +103,23 @@ def evaluate(
         family = Family.parse(name)
         for sequential in (True, False) if family.name == "strided" else (True,):
             nats = [
-                _fixed(model, tokens, family, sequential, start, seed)
+                _fixed(model, tokens, family, sequential, start, seed)[:, scored_from:].sum(dim=1)
                 for start, tokens in _batches(dataset, texts, batch_size)
             ]
             note = "exact for this order" if sequential else "exact for this order and these blocks"
-            yield _score(name, "sequential" if sequential else "parallel", torch.cat(nats), dataset, note)
+            yield _score(name, "sequential" if sequential else "parallel", torch.cat(nats), dataset, note, scored_from)
+
+
+def held_out_protocol(folder: Path, dataset: Texts, texts: int, seed: int, tokenizer: Tokenizer | None) -> Protocol:
+    """The terms of the scores of held-out windows."""
+    vocabulary_said = vocabulary(tokenizer) if tokenizer else "no tokenizer.json"
+    return Protocol(
+        task="held-out likelihood",
+        data=f"{folder} valid, {texts:,} of {dataset.eval_windows():,} texts of {dataset.length:,} tokens",
+        text=f"as prepared, an end of text after every document, {vocabulary_said}",
+        scoring=f"windows without overlap, every token scored, random orders of seed {seed}; bits per byte with the "
+        "bytes per token of the whole split",
+    )
 
 
 def _uniform_orders(name: str) -> int:
@@ -95,7 +132,7 @@ def _uniform_orders(name: str) -> int:
     return int(count or 1)
 
 
-def _batches(dataset: TokenDataset, texts: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+def _batches(dataset: Texts, texts: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, texts, batch_size):
         yield start, dataset.eval_batch(start, min(batch_size, texts - start))
 
@@ -114,11 +151,12 @@ def _uniform(model: Transformer, tokens: Tensor, draws: int, start: int, seed: i
 @torch.inference_mode()
 def _fixed(model: Transformer, tokens: Tensor, family: Family, sequential: bool, start: int, seed: int) -> Tensor:
     order: Order = family.orders(tokens.shape[1], _draws(tokens, start, seed))
-    return nll(model, tokens.to(model.device), order.sequential() if sequential else order).double().sum(dim=1).cpu()
+    return nll(model, tokens.to(model.device), order.sequential() if sequential else order).double().cpu()
 
 
-def _score(name: str, blocks: str, nats: Tensor, dataset: TokenDataset, note: str) -> Score:
-    per_token = nats / dataset.length
+def _score(name: str, blocks: str, nats: Tensor, dataset: Texts, note: str, scored_from: int = 0) -> Score:
+    scored = dataset.length - scored_from
+    per_token = nats / scored
     mean = per_token.mean().item()
     return Score(
         order=name,
@@ -128,6 +166,6 @@ def _score(name: str, blocks: str, nats: Tensor, dataset: TokenDataset, note: st
         perplexity=math.exp(min(mean, 700.0)),
         bits_per_byte=mean / math.log(2) / dataset.bytes_per_token,
         texts=len(nats),
-        tokens=len(nats) * dataset.length,
+        tokens=len(nats) * scored,
         note=note,
     )
