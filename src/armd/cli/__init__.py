@@ -19,6 +19,7 @@ from armd.cli.generate import Generate, run_generate
 from armd.cli.plan import Plan, run_plan
 from armd.cli.plot import Plot, run_plot
 from armd.cli.prepare import Prepare, run_prepare
+from armd.cli.quality import EvaluateGeneration, run_quality
 from armd.cli.terminal import parse, say
 from armd.cli.train import Train, run_train
 from armd.cli.watch import Watch, run_watch
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "evaluate": (Evaluate, run_evaluate),
     "evaluate zeroshot": (EvaluateZeroShot, run_zero_shot),
     "evaluate lambada": (EvaluateLambada, run_lambada),
+    "evaluate generation": (EvaluateGeneration, run_quality),
     "bench": (Bench, run_bench),
     "bench decode": (DecodeBench, run_bench_decode),
     "bench train": (TrainBench, run_bench_train),

@@ -1,0 +1,117 @@
+"""Evaluators: how likely one language model finds the texts of another.
+
+A judge reads text, not tokens: what the writer wrote is decoded and tokenized anew with the judge's own vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from armd import checkpoint
+from armd.data import Tokenizer
+from armd.errors import UserError
+from armd.model import Transformer
+from armd.objective import nll
+from armd.orders import Order
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A causal language model that scores texts.
+
+    Attributes:
+        name: what it is.
+        encode: text -> token ids.
+        score: (B, N) ids -> (B, N - first) nats, left to right; a row may be padded on its right.
+        window: most tokens it reads at once; longer texts are cut into windows that do not overlap.
+        first: tokens at the start of a window that are given, not scored: 0 if it has a beginning of text of its own.
+    """
+
+    name: str
+    encode: Callable[[str], list[int]]
+    score: Callable[[Tensor], Tensor]
+    window: int
+    first: int
+
+    @torch.inference_mode()
+    def nats(self, texts: Sequence[str], batch_size: int = 8) -> list[Tensor]:
+        """Nats of the scored tokens of every text, float64; empty for a text with none."""
+        windows = [(i, ids) for i, text in enumerate(texts) for ids in self._windows(self.encode(text))]
+        found: list[list[Tensor]] = [[torch.empty(0, dtype=torch.float64)] for _ in texts]
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            N = max(len(ids) for _, ids in batch)
+            padded = torch.tensor([ids + [0] * (N - len(ids)) for _, ids in batch])
+            for row, (i, ids) in zip(self.score(padded).double().cpu(), batch, strict=True):
+                found[i].append(row[: len(ids) - self.first])
+        return [torch.cat(parts) for parts in found]
+
+    def _windows(self, ids: list[int]) -> Iterator[list[int]]:
+        for start in range(0, len(ids), self.window):
+            part = ids[start : start + self.window]
+            if len(part) > self.first:
+                yield part
+
+
+def load_judge(path: str, device: torch.device) -> Judge:
+    """A judge from a folder of ours, or from a folder or name that `transformers` knows, such as gpt2-large.
+
+    Raises:
+        UserError: there is no such model, or `transformers` is needed and not installed.
+    """
+    config = Path(path) / "config.json"
+    try:
+        ours = "architecture" in json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        return _hugging_face(path, device)
+    model, tokenizer = checkpoint.load(path, device)
+    if tokenizer is None:
+        raise UserError(f"evaluator {path} has no tokenizer.json, so it cannot read text")
+    return own_judge(model, tokenizer, path)
+
+
+def own_judge(model: Transformer, tokenizer: Tokenizer, name: str) -> Judge:
+    """A model of ours as judge, left to right: every token is scored, as it has a beginning of text of its own."""
+
+    def score(tokens: Tensor) -> Tensor:
+        with model.evaluating():
+            return nll(model, tokens.to(model.device), Order.left_to_right(*tokens.shape))
+
+    return Judge(name, tokenizer.encode, score, model.config.max_position_embeddings, first=0)
+
+
+def _hugging_face(path: str, device: torch.device) -> Judge:
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+    except ImportError:
+        raise UserError(f"evaluator {path} needs transformers; pip install 'armd[evals]'") from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model: Any = AutoModelForCausalLM.from_pretrained(path)
+        model.to(device).eval()
+    except Exception as error:  # the hub client raises whatever its transport raised
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"evaluator {path} could not be loaded ({reason}); give the folder of a causal model") from None
+
+    def score(tokens: Tensor) -> Tensor:
+        tokens = tokens.to(device)
+        logits = model(tokens).logits[:, :-1].float()
+        return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return Judge(path, encode, score, getattr(model.config, "max_position_embeddings", None) or 1024, first=1)

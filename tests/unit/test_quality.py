@@ -1,0 +1,162 @@
+"""Measures of written texts, by hand; evaluators against the loss they stand for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from armd import Armd, Autoregressive, Order, UserError, generate, nll, save
+from armd.data import get_tokenizer
+from armd.evals import Judge, Writing, frontier, load_judge, own_judge, plot, quality_protocol
+from armd.evals.quality import distinct, entropy, mean, repetition, write_and_judge
+from armd.evals.rouge import longest_common_subsequence, rouge_l, rouge_n
+from conftest import make_model
+
+BYTE = get_tokenizer("byte")
+TEXTS = ["do not go gentle", "", "x", "into that good night, old age should burn and rave"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Armd:
+    return make_model(vocab_size=257, max_position_embeddings=16)
+
+
+# ---- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_measures_by_hand() -> None:
+    assert entropy([7, 7, 8, 8]) == pytest.approx(math.log(2)) and entropy([7] * 9) == 0 == entropy([])
+    assert entropy(range(10)) == pytest.approx(math.log(10))
+    assert entropy([1, 2, 2, 2]) == pytest.approx(-(0.25 * math.log(0.25) + 0.75 * math.log(0.75)))
+    assert repetition([1, 2, 1, 2, 1, 2], n=2) == pytest.approx(1 - 2 / 5) and repetition(range(9)) == 0
+    assert math.isnan(repetition([1, 2, 3])) and mean([1.0, math.nan, 3.0]) == 2 and math.isnan(mean([]))
+    assert distinct([[1, 2, 3], [1, 2]], 1) == 3 / 5 and distinct([[1, 2, 3], [1, 2]], 2) == 2 / 3
+    assert math.isnan(distinct([[1], [2]], 2))  # no run goes from one text into the next
+
+
+def test_rouge_by_hand() -> None:
+    text, reference = "The cat, the cat sat!", "the cat lay"
+    assert rouge_n(text, reference, 1) == pytest.approx(2 * 2 / (5 + 3))
+    assert rouge_n(text, reference, 2) == pytest.approx(2 * 1 / (4 + 2))
+    assert rouge_l(text, reference) == pytest.approx(2 * 2 / (5 + 3))
+    assert rouge_n("a b", "a b", 2) == rouge_l("A-b", "a b") == 1 and rouge_l("", "a") == rouge_n("x", "y z", 2) == 0
+    assert rouge_n("the the cat", "the the dog", 1) == pytest.approx(2 * 2 / (3 + 3))  # as often as both have it
+    assert rouge_l("b a", "a b") == 0.5 and rouge_n("b a", "a b", 1) == 1
+
+
+def test_longest_common_subsequence_equals_enumeration() -> None:
+    def slow(a: str, b: str) -> int:
+        subsets = {s for n in range(len(a) + 1) for s in itertools.combinations(a, n)}
+        return max(len(s) for s in subsets if s in set(itertools.combinations(b, len(s))))
+
+    for a, b in [("abcab", "bacba"), ("aab", "aba"), ("abc", "xyz"), ("", "a"), ("aaaa", "aa"), ("a", "aa")]:
+        assert longest_common_subsequence(a, b) == slow(a, b)
+
+
+# ---- evaluators ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Armd, Autoregressive])
+def test_our_own_evaluator_equals_our_own_nll(kind: type, tmp_path: Path) -> None:
+    model = make_model(kind, vocab_size=257, max_position_embeddings=16)
+    save(model, tmp_path / "judge", BYTE)
+    judge = load_judge(str(tmp_path / "judge"), torch.device("cpu"))
+    assert judge.first == 0 and judge.window == 16
+    for text, nats in zip(TEXTS, judge.nats(TEXTS, batch_size=3), strict=True):
+        ids = torch.tensor(BYTE.encode(text), dtype=torch.long)
+        with torch.no_grad():
+            alone = [nll(model, part[None], Order.left_to_right(1, len(part)))[0] for part in ids.split(16) if len(ids)]
+        torch.testing.assert_close(nats, torch.cat([torch.empty(0), *alone]).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_transformers_evaluator_equals_its_own_loss(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (armd[evals])")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=257, n_positions=16, n_embd=16, n_layer=2, n_head=2, eos_token_id=256)
+    gpt2 = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for p in gpt2.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    gpt2.save_pretrained(tmp_path)
+    BYTE.save(tmp_path / "tokenizer.json")
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")).save_pretrained(tmp_path)
+    judge = load_judge(str(tmp_path), torch.device("cpu"))
+    assert judge.first == 1 and judge.window == 16
+    for text, nats in zip(TEXTS, judge.nats(TEXTS, batch_size=3), strict=True):
+        parts = [p[None] for p in torch.tensor(BYTE.encode(text), dtype=torch.long).split(16) if len(p) > 1]
+        assert len(nats) == sum(part.shape[1] - 1 for part in parts)
+        with torch.no_grad():
+            total = sum(gpt2(part, labels=part).loss.item() * (part.shape[1] - 1) for part in parts)
+        assert nats.sum().item() == pytest.approx(total, rel=1e-5)
+
+
+def test_a_missing_evaluator_is_one_line(tmp_path: Path, model: Armd) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="could not be loaded"):
+        load_judge(str(tmp_path), torch.device("cpu"))
+    save(model, tmp_path / "mute")
+    with pytest.raises(UserError, match=r"has no tokenizer\.json, so it cannot read text"):
+        load_judge(str(tmp_path / "mute"), torch.device("cpu"))
+
+
+# ---- the frontier ----------------------------------------------------------------------------------------------------
+
+
+def test_both_perplexities_by_hand(model: Armd) -> None:
+    """An evaluator that pays 1 nat a token for the first text and 3 for the others, the first cut short by hand."""
+    seen: list[str] = []
+
+    def score(tokens: torch.Tensor) -> torch.Tensor:
+        start = len(seen) - 3
+        return torch.stack([torch.full((tokens.shape[1],), 1.0 if start + i == 0 else 3.0) for i in range(len(tokens))])
+
+    def encode(text: str) -> list[int]:
+        seen.append(text)
+        return [0] * (2 if len(seen) == 1 else 4)
+
+    quality = write_and_judge(model, BYTE, Judge("mine", encode, score, 100, 0), Writing(8, samples=3), 1.0)
+    assert quality.judged == 2 + 4 + 4
+    assert math.log(quality.generative_perplexity) == pytest.approx((2 * 1 + 8 * 3) / 10)
+    assert quality.perplexity_by_text == pytest.approx((math.e + 2 * math.e**3) / 3)
+    assert quality.texts == seen
+
+
+def test_a_text_ends_before_its_end_of_text() -> None:
+    """Of what is written only that part is decoded, counted and judged."""
+    model = make_model(vocab_size=3, max_position_embeddings=16, eos_token_id=2)
+
+    class Letters:
+        vocab_size = 3
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join("ab!"[i] for i in ids)
+
+    judge = Judge("length", lambda text: [0] * len(text), lambda tokens: tokens + 1.0, 16, 0)
+    quality = write_and_judge(model, Letters(), judge, Writing(16, samples=8), 1.0)
+    out = generate(model, length=16, batch_size=8)
+    ends = [row.tolist().index(2) if 2 in row else 16 for row in out.tokens]
+    assert [len(text) for text in quality.texts] == ends and min(ends) < 16
+    assert quality.tokens == quality.judged == sum(ends) and "!" not in "".join(quality.texts)
+    rows = [row[:n].tolist() for row, n in zip(out.tokens, ends, strict=True)]
+    assert quality.entropy == pytest.approx(sum(map(entropy, rows)) / 8)
+
+
+def test_frontier_and_its_plot(model: Armd) -> None:
+    judge, writing = own_judge(model, BYTE, "self"), Writing(16, streams=4, samples=4, rows=2)
+    rows = list(frontier(model, BYTE, judge, writing, [0.0, 0.05, 1.0]))
+    assert [row.temperature for row in rows] == [0.0, 0.05, 1.0]
+    assert rows[0].entropy < rows[1].entropy < rows[2].entropy
+    assert rows[1] == write_and_judge(model, BYTE, judge, writing, 0.05) and rows[0].tokens == 64
+    protocol = quality_protocol(judge, writing, BYTE)
+    assert "another evaluator than gpt2-large" in protocol.departures and "every token scored" in protocol.line
+    drawn = ElementTree.fromstring(plot(rows, protocol))
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 3
+    assert drawn.find("{http://www.w3.org/2000/svg}desc").text == protocol.line
+    for wrong in ([], [-1.0], [math.nan]):
+        with pytest.raises(UserError, match="temperature"):
+            list(frontier(model, BYTE, judge, writing, wrong))
