@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ settings.register_profile("long", max_examples=4000, deadline=None, database=Non
 settings.load_profile("default")
 
 QUERIES = tuple(PREFIXES)
+LINUX = platform.system() == "Linux" and platform.machine() == "x86_64"
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 
@@ -62,6 +64,9 @@ ORDERS: dict[str, Callable[[int, int, torch.Generator], Order]] = {
     "random_blocks": lambda b, n, g: Order.from_masking_times(torch.randint(0, 4, (b, n), generator=g)),
     "one_block": lambda b, n, g: Order.from_masking_times(torch.zeros(b, n)),
 }
+
+
+linux = pytest.mark.skipif(not LINUX, reason="a model's programs are contained, and so run, on Linux x86-64 only")
 
 
 @pytest.fixture

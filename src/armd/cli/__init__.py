@@ -16,6 +16,7 @@ from armd.cli.bench import Bench, run_bench, run_bench_decode, run_bench_train
 from armd.cli.demo import Demo, run_demo
 from armd.cli.evaluate import Evaluate, run_evaluate
 from armd.cli.generate import Generate, run_generate
+from armd.cli.infilling import EvaluateCode, EvaluateStories, run_code, run_stories
 from armd.cli.plan import Plan, run_plan
 from armd.cli.plot import Plot, run_plot
 from armd.cli.prepare import Prepare, run_prepare
@@ -39,6 +40,8 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "evaluate zeroshot": (EvaluateZeroShot, run_zero_shot),
     "evaluate lambada": (EvaluateLambada, run_lambada),
     "evaluate generation": (EvaluateGeneration, run_quality),
+    "evaluate stories": (EvaluateStories, run_stories),
+    "evaluate code": (EvaluateCode, run_code),
     "bench": (Bench, run_bench),
     "bench decode": (DecodeBench, run_bench_decode),
     "bench train": (TrainBench, run_bench_train),

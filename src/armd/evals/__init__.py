@@ -1,31 +1,40 @@
-"""Measuring trained models."""
+"""Measuring trained models. `docs/evaluation.md` says what each number means."""
 
+from armd.evals.humaneval import Code, infill_code, read_problems
 from armd.evals.judge import Judge, load_judge, own_judge
 from armd.evals.lambada import LastWord, last_words
 from armd.evals.likelihood import Score, evaluate, held_out_protocol, parse_orders
 from armd.evals.meter import CANDIDATES, Meter, Offer, choose_streams, read_meter
 from armd.evals.protocol import Protocol
 from armd.evals.quality import Quality, Writing, check_temperatures, frontier, plot, quality_protocol
+from armd.evals.sandbox import Limits
+from armd.evals.stories import Stories, check_missing, infill_stories, read_stories
 from armd.evals.zeroshot import PACKINGS, SETS, ZeroShot, pack, read_set, zero_shot, zero_shot_protocol
 
 __all__ = [
     "CANDIDATES",
     "PACKINGS",
     "SETS",
+    "Code",
     "Judge",
     "LastWord",
+    "Limits",
     "Meter",
     "Offer",
     "Protocol",
     "Quality",
     "Score",
+    "Stories",
     "Writing",
     "ZeroShot",
+    "check_missing",
     "check_temperatures",
     "choose_streams",
     "evaluate",
     "frontier",
     "held_out_protocol",
+    "infill_code",
+    "infill_stories",
     "last_words",
     "load_judge",
     "own_judge",
@@ -34,7 +43,9 @@ __all__ = [
     "plot",
     "quality_protocol",
     "read_meter",
+    "read_problems",
     "read_set",
+    "read_stories",
     "zero_shot",
     "zero_shot_protocol",
 ]
