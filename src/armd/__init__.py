@@ -1,7 +1,14 @@
 """Auto-Regressive Masked Diffusion (arXiv 2601.16971): train, score and write text in any order."""
 
 from armd.adaptive import Adaptive, generate_adaptive
-from armd.baselines import Autoregressive, MaskedDiffusion, sample_masked_diffusion
+from armd.baselines import (
+    Autoregressive,
+    BlockDiffusion,
+    MaskedDiffusion,
+    PrefixAutoregressive,
+    sample_block_diffusion,
+    sample_masked_diffusion,
+)
 from armd.checkpoint import load, save
 from armd.decode import Generation, collect, generate, stream
 from armd.errors import UserError
@@ -20,6 +27,7 @@ __all__ = [
     "Armd",
     "ArmdConfig",
     "Autoregressive",
+    "BlockDiffusion",
     "Event",
     "Family",
     "Filling",
@@ -27,6 +35,7 @@ __all__ = [
     "MaskedDiffusion",
     "Order",
     "OrderSchedule",
+    "PrefixAutoregressive",
     "Request",
     "UserError",
     "any_order_nll",
@@ -39,6 +48,7 @@ __all__ = [
     "loss",
     "make_request",
     "nll",
+    "sample_block_diffusion",
     "sample_masked_diffusion",
     "save",
     "stream",

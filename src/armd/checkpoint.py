@@ -9,16 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from armd.baselines import Autoregressive
+from armd.baselines import Autoregressive, BlockDiffusion, MaskedDiffusion, PrefixAutoregressive
 from armd.data import Tokenizer
 from armd.errors import UserError
 from armd.files import read_json, read_tensors, write_atomically, write_json, write_tensors
 from armd.model import Armd, ArmdConfig, Transformer
 
 FORMAT = 1
-LATER = {"activation", "zero_init_residual"}
+LATER = {"activation", "zero_init_residual", "block_size"}
 """Fields that the first folders lack; their defaults are what those models are."""
-ARCHITECTURES: dict[str, type[Transformer]] = {"armd": Armd, "ar": Autoregressive}
+ARCHITECTURES: dict[str, type[Transformer]] = {
+    "armd": Armd,
+    "ar": Autoregressive,
+    "ar+prefix": PrefixAutoregressive,
+    "mdlm": MaskedDiffusion,
+    "bd3lm": BlockDiffusion,
+}
 
 
 def check_shapes(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -49,7 +55,7 @@ def save(
         UserError: the folder cannot be written, the model is not ours, or the tokenizer has more tokens than it.
     """
     folder = Path(folder)
-    architecture = next((name for name, kind in ARCHITECTURES.items() if isinstance(model, kind)), None)
+    architecture = next((name for name, kind in ARCHITECTURES.items() if type(model) is kind), None)
     if architecture is None:
         kinds = ", ".join(kind.__name__ for kind in ARCHITECTURES.values())
         raise UserError(f"model is a {type(model).__name__} and cannot be saved; it must be one of {kinds}")

@@ -12,6 +12,8 @@ streams, one token of a text of N costs, forward:
     head            one                               2 D V
 
 The autoregressive baseline is the same sum with L2s = 1 and no G^0: at L2s = 1 a step of ARMD costs a step of AR.
+Masked diffusion (mdlm) attends to whole squares, 2 N keys for N + 1. Block diffusion (bd3lm) takes the clean copy of a
+text, here X, through all L layers, keys and values too; with blocks of M a row of either copy sees (N + M) / 2 keys.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from armd.checkpoint import ARCHITECTURES
-from armd.model import ArmdConfig, Transformer
+from armd.model import Armd, ArmdConfig, Transformer
 
 LAYERS = ("rows of G", "rows of X", "keys, values", "attention of G", "attention of X")
 """The parts that lie in the layers: what activation checkpointing computes a second time."""
@@ -46,7 +48,7 @@ def training_flops(model: ArmdConfig, length: int, architecture: str = "armd") -
     Args:
         model: shape of the network.
         length: tokens N of a text.
-        architecture: armd or ar.
+        architecture: one of `ARCHITECTURES`.
 
     Returns:
         part -> operations per token. Backward is twice forward: one product for the input, one for the weights; but of
@@ -54,8 +56,11 @@ def training_flops(model: ArmdConfig, length: int, architecture: str = "armd") -
         whole square (dense masks) does up to twice the attention.
     """
     D, L, F = model.hidden_size, model.num_hidden_layers, model.intermediate_size or 4 * model.hidden_size
-    twice = model.num_two_stream_layers - 1 if architecture == "armd" else 0  # layers that update X as well
-    rows, keys_values, attention = 4 * D * D + 4 * D * F, 4 * D * D, 2 * D * (length + 1)
+    ours = issubclass(ARCHITECTURES[architecture], Armd)
+    copies = 2 if architecture == "bd3lm" else 1
+    twice = model.num_two_stream_layers - 1 if ours else (copies - 1) * L  # layers that update X as well
+    keys = {"mdlm": 2 * length, "bd3lm": length + model.block_size}.get(architecture, length + 1)
+    rows, keys_values, attention = 4 * D * D + 4 * D * F, copies * 4 * D * D, 2 * D * keys
     forward = {
         "rows of G": L * rows,
         "rows of X": twice * rows,
@@ -65,7 +70,7 @@ def training_flops(model: ArmdConfig, length: int, architecture: str = "armd") -
         "head": 2 * D * model.vocab_size,
     }
     parts = {name: Flops(cost, 2 * cost) for name, cost in forward.items()}
-    return {**parts, "G^0": _prefix(model, length) if architecture == "armd" else Flops(0, 0)}
+    return {**parts, "G^0": _prefix(model, length) if ours else Flops(0, 0)}
 
 
 def _prefix(model: ArmdConfig, length: int) -> Flops:
@@ -99,7 +104,8 @@ def shapes_only(model: ArmdConfig, architecture: str = "armd") -> Transformer:
 
 def parameters_by_part(model: ArmdConfig, architecture: str = "armd") -> dict[str, int]:
     """Parameters of embedding, layers, G^0, norms and head; a tied head is the embedding and counts there."""
-    names = {"embed": "embedding", "bos": "embedding", "layers": "layers", "prefix": "G^0", "norm": "last norm"}
+    names = {"layers": "layers", "prefix": "G^0", "norm": "last norm"}
+    names |= dict.fromkeys(("embed", "bos", "mask"), "embedding")
     parts: dict[str, int] = {}
     for name, weight in shapes_only(model, architecture).named_parameters():
         part = names.get(name.partition(".")[0], "head")

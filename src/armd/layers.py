@@ -198,6 +198,11 @@ class Layer(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
+def self_attend(layer: Layer, rows: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
+    """A whole layer for rows that look at each other."""
+    return layer(rows, *layer.project(rows, rotation), mask)
+
+
 def initialise(model: nn.Module, layers: int, zero_init_residual: bool = False, std: float = 0.02) -> None:
     """GPT-2 initialisation: normal weights, the two projections that write to the residual stream scaled by depth.
 

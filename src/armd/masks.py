@@ -41,6 +41,26 @@ def strictly_causal(query_block: Tensor, key_block: Tensor) -> Tensor:
     return key_block < query_block
 
 
+def block_diffusion(query: Tensor, key: Tensor) -> Tensor:
+    """Block diffusion (Arriola et al., 2025): noised rows beside clean ones; block b is 2b if clean, 2b + 1 if noised.
+
+    A row sees its own half of its own block, and the clean rows of earlier blocks. Two blocks of two:
+
+                  noised         clean
+                 0  0  1  1   0  0  1  1
+          0      #  #  .  .   .  .  .  .
+     n.   0      #  #  .  .   .  .  .  .
+          1      .  .  #  #   #  #  .  .      block-diagonal, offset block-causal
+          1      .  .  #  #   #  #  .  .
+
+          0      .  .  .  .   #  #  .  .
+     c.   0      .  .  .  .   #  #  .  .
+          1      .  .  .  .   #  #  #  #      nothing, block-causal
+          1      .  .  .  .   #  #  #  #
+    """
+    return (key == query) | ((key % 2 == 0) & (key < query - 1))
+
+
 def before(limit: Tensor, column: Tensor) -> Tensor:
     """Decoding: a row sees the cache columns below its limit. Columns are in generation order, so limits say it all."""
     return column < limit
@@ -52,14 +72,14 @@ def dense(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"])
 
 
 def flex(see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"]) -> BlockMask:
-    """The same predicate as a FlexAttention block mask."""
+    """The same predicate as a FlexAttention block mask; rows of a batch of one serve every text."""
 
     B, Q = queries.shape
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return see(queries[b, q], keys[b, k])
+        return see(queries[b % B, q], keys[b % B, k])
 
-    return create_block_mask(visible, B, None, Q, keys.shape[1], device=str(queries.device))
+    return create_block_mask(visible, B if B > 1 else None, None, Q, keys.shape[1], device=str(queries.device))
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,12 @@ class Mask:
 
     triangle: bool = False
     rendered: Tensor | BlockMask | None = None
+
+    @classmethod
+    def of(cls, see: Predicate, queries: Int[Tensor, "B Q"], keys: Int[Tensor, "B K"]) -> Mask:
+        """A predicate rendered for a training pass: a block mask where FlexAttention pays, else dense."""
+        render = flex if keys.device.type == "cuda" and keys.shape[1] >= 128 else dense
+        return cls(rendered=render(see, queries, keys))
 
 
 TRIANGLE = Mask(triangle=True)
@@ -96,11 +122,10 @@ class Visibility:
     @classmethod
     def of_blocks(cls, content: Int[Tensor, "B C"], prediction: Int[Tensor, "B P"]) -> Visibility:
         """Masks of a training pass: the rows, with these blocks, are also the keys."""
-        render = flex if content.device.type == "cuda" and content.shape[1] >= 128 else dense
         return cls(
-            Mask(rendered=render(causal, content, content)),
-            Mask(rendered=render(strictly_causal, prediction, content)),
-            Mask(rendered=render(causal, prediction, prediction)),
+            Mask.of(causal, content, content),
+            Mask.of(strictly_causal, prediction, content),
+            Mask.of(causal, prediction, prediction),
         )
 
     @classmethod

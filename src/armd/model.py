@@ -45,6 +45,7 @@ LARGEST = {
     "intermediate_size": 2**18,
     "max_position_embeddings": 2**20,
     "kernel_width": 2**12,
+    "block_size": 2**20,
 }
 
 
@@ -70,6 +71,8 @@ class ArmdConfig:
     """Where G^0 comes from: aggregate (the paper, Eq. 6), kernel, shift, anchor, anchor+aggregate."""
     kernel_width: int = 8
     """Reach W of the kernel, in tokens to each side."""
+    block_size: int = 16
+    """Tokens in a block of block diffusion (architecture bd3lm); the others do without."""
     norm: str = "rmsnorm"
     """rmsnorm or layernorm."""
     qk_norm: bool = False

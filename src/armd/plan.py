@@ -64,6 +64,8 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         parameters, flops_per_token (parts, total, against_ar), memory (bytes on one device; a row for each way to
         share it and to keep activations), tokens_per_second and budgets.
     """
+    if config.architecture not in ("armd", "ar"):
+        raise UserError(f"architecture={config.architecture}: its memory is known for armd and ar only")
     if config.batch_size % machine.devices:
         raise UserError(f"gpus={machine.devices} must divide batch_size={config.batch_size}")
     own = config.batch_size // machine.devices

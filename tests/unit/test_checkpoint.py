@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import armd
 from armd import Autoregressive, Order, UserError, files
+from armd.checkpoint import LATER
 from armd.data import get_tokenizer
 from armd.files import json_text
 from conftest import QUERIES, make_config, make_model, remade
@@ -115,6 +116,14 @@ def test_damage_is_refused(message: str, tmp_path: Path) -> None:
 def test_a_field_holds_what_its_annotation_says(field: str, value: object, wanted: str) -> None:
     with pytest.raises(UserError, match=rf"^{field}=.* must be {wanted}$"):
         remade(make_config(), **{field: value})
+
+
+def test_a_folder_from_before_a_field_was_added_is_read(tmp_path: Path) -> None:
+    model = make_model()
+    armd.save(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in LATER}))
+    assert config.keys() >= LATER and armd.load(tmp_path)[0].config == model.config
 
 
 def test_missing_folder_and_unfitting_tokenizer(tmp_path: Path) -> None:

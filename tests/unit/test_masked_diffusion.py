@@ -1,18 +1,24 @@
-"""The masked diffusion baseline: its sampler writes every token, in the passes asked for, by the law of the network."""
+"""Masked diffusion: its bound is the mean over all orders, its samplers write every token by the law of the network."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from armd import MaskedDiffusion, Order, UserError, generate, nll, sample_masked_diffusion
-from armd.baselines import denoising
-from conftest import ORDERS, make_config, make_model
+from armd import MaskedDiffusion, Order, UserError, any_order_nll, generate, nll, sample_masked_diffusion
+from armd.baselines import bound, denoising, estimate_bound
+from armd.baselines.denoiser import turns
+from armd.noise import Noise
+from armd.objective import mdm_loss
+from armd.orders import generator
+from armd.sampling import coin
+from conftest import ORDERS, chi_square, make_config, make_model
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 12, None])
@@ -26,9 +32,9 @@ def test_every_token_is_written_once(steps: int | None, temperature: float) -> N
         assert ((tokens >= 0).sum(dim=1) == 12 * step // len(passes)).all()
         assert torch.equal(tokens[before >= 0], before[before >= 0])  # carried over
         before = tokens
-    again = sample_masked_diffusion(model, 12, steps=steps, seed=3, temperature=temperature, batch_size=2)
+    again = sample_masked_diffusion(model, 12, steps=steps, seed=3, temperature=temperature, batch_size=2).tokens
     assert torch.equal(before, again) and not (again < 0).any()
-    alone = sample_masked_diffusion(model, 12, steps=steps, seed=3, temperature=temperature)
+    alone = sample_masked_diffusion(model, 12, steps=steps, seed=3, temperature=temperature).tokens
     assert torch.equal(alone[0], again[0])
 
 
@@ -38,7 +44,7 @@ def law(model: MaskedDiffusion) -> dict[tuple[int, ...], float]:
 
     @functools.cache
     def laws(tokens: tuple[int, ...]) -> Tensor:
-        return F.linear(model.denoise(torch.tensor([tokens])), model.head_weight)[0].double().softmax(dim=-1)
+        return model.head(model.predict(known := torch.tensor([tokens]), known < 0))[0].double().softmax(dim=-1)
 
     for text in texts:
         for order in itertools.permutations(range(3)):
@@ -55,7 +61,7 @@ def law(model: MaskedDiffusion) -> dict[tuple[int, ...], float]:
 def test_samples_follow_the_enumerated_law(seed: int) -> None:
     model = make_model(MaskedDiffusion, vocab_size=3)
     n = 20_000
-    texts = sample_masked_diffusion(model, 3, seed=seed, batch_size=n)
+    texts = sample_masked_diffusion(model, 3, seed=seed, batch_size=n).tokens
     counts = torch.bincount(texts @ torch.tensor([9, 3, 1]), minlength=27)
     expected = n * torch.tensor(list(law(model).values()))
     assert expected.sum() == pytest.approx(n) and expected.max() > 2 * expected.min()
@@ -88,7 +94,7 @@ def test_likelihood_is_that_of_the_law() -> None:
 
 def test_mistakes() -> None:
     model = MaskedDiffusion(make_config())
-    with pytest.raises(UserError, match="keeps no cache"):
+    with pytest.raises(UserError, match="MaskedDiffusion does not write with generate"):
         generate(model, length=4)
     with pytest.raises(UserError, match="steps=9 must be"):
         sample_masked_diffusion(model, 8, steps=9)
@@ -96,3 +102,150 @@ def test_mistakes() -> None:
         sample_masked_diffusion(model, 25)
     with pytest.raises(UserError, match="temperature=-1"):
         sample_masked_diffusion(model, 8, temperature=-1.0)
+
+
+# ---- the continuous-time bound ---------------------------------------------------------------------------------------
+
+TEXT = torch.tensor([[1, 0, 2]])
+EVERY_MASK = torch.tensor(list(itertools.product([False, True], repeat=3)))
+
+
+def expected_bound(model: MaskedDiffusion) -> float:
+    """The mean of `bound` over times and masks: all masks are enumerated, times integrated exactly (a polynomial)."""
+    nodes, weights = np.polynomial.legendre.leggauss(4)
+    total = 0.0
+    for t, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
+        noise = Noise(EVERY_MASK, torch.full((8, 3), t))
+        chance = torch.where(EVERY_MASK, t, 1 - t).prod(dim=1)
+        total += weight * float((chance * bound(model, TEXT.expand(8, -1), noise).sum(dim=1)).sum())
+    return total
+
+
+def expected_counted_bound(model: MaskedDiffusion) -> float:
+    """The same for `counted` noise: each number of masks is as likely as each other, and so is each set of a number."""
+    shares = EVERY_MASK[1:].float().mean(dim=1, keepdim=True)
+    nats = bound(model, TEXT.expand(7, -1), Noise(EVERY_MASK[1:], shares.expand(-1, 3))).sum(dim=1)
+    return float((nats / torch.tensor([math.comb(3, int(share * 3)) for share in shares]) / 3).sum())
+
+
+def mean_over_orders(model: MaskedDiffusion) -> float:
+    positions = torch.tensor(list(itertools.permutations(range(3))))
+    order = Order(positions, torch.arange(3).expand(6, -1).contiguous())
+    return float(nll(model, TEXT.expand(6, -1), order).sum(dim=1).mean())
+
+
+def equation_1_without_steps(model: MaskedDiffusion) -> float:
+    """Eq. (1) by enumeration of all masking times, in the limit of many steps.
+
+    With T steps it is a Riemann sum of a polynomial of degree 2 in t, so itself one in 1 / T: three T give the limit.
+    """
+    values = []
+    for steps in (1, 2, 3):
+        tau = torch.tensor(list(itertools.product(range(1, steps + 1), repeat=3)))
+        terms = [mdm_loss(model, TEXT.expand(len(tau), -1), tau, t, steps).mean() for t in range(1, steps + 1)]
+        values.append(float(sum(terms)))
+    return float(np.polyfit([1, 1 / 2, 1 / 3], values, 2)[-1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_bound_is_the_mean_over_all_orders_and_equation_1(seed: int) -> None:
+    model = make_model(MaskedDiffusion, seed=seed, vocab_size=3)
+    orders = mean_over_orders(model)
+    assert expected_bound(model) == pytest.approx(orders, rel=1e-5)
+    assert expected_counted_bound(model) == pytest.approx(orders, rel=1e-5)
+    assert equation_1_without_steps(model) == pytest.approx(orders, rel=1e-5)
+    assert law(model)[tuple(TEXT[0].tolist())] > np.exp(-orders)  # a bound
+
+
+@torch.no_grad()
+def test_the_estimate_is_without_bias() -> None:
+    model = make_model(MaskedDiffusion, vocab_size=3)
+    g = torch.Generator().manual_seed(0)
+    found = estimate_bound(model, TEXT.expand(200, -1), 16, generator=g)
+    spread = found.mean.std().item() / 200**0.5
+    assert abs(found.mean.mean().item() - expected_bound(model)) < 4 * spread
+    assert spread < 0.05 and found.stderr.mean().item() > 0.5 * found.mean.std().item()
+    exact = any_order_nll(model, TEXT.expand(200, -1), 1, generator=g).mean
+    assert abs(found.mean.mean() - exact.mean()) < 4 * (spread**2 + exact.var().item() / 200) ** 0.5
+
+
+@torch.no_grad()
+def test_the_estimate_of_a_text_is_that_of_the_text_alone() -> None:
+    model, tokens = make_model(MaskedDiffusion), torch.arange(22).view(2, 11) % 11
+    both = estimate_bound(model, tokens, 3, generator=[generator(5, 0), generator(5, 1)])
+    alone = estimate_bound(model, tokens[1:], 3, generator=[generator(5, 1)])
+    torch.testing.assert_close(both.mean[1:], alone.mean)
+    torch.testing.assert_close(both.stderr[1:], alone.stderr)
+
+
+@torch.no_grad()
+def test_masked_tokens_have_no_influence() -> None:
+    model, g = make_model(MaskedDiffusion), torch.Generator().manual_seed(0)
+    tokens = torch.randint(11, (2, 12), generator=g)
+    noise = Noise.draw(2, 12, generator=g)
+    changed = torch.where(noise.masked, (tokens + 1) % 11, tokens)
+    assert torch.equal(model.predict(tokens, noise.masked), model.predict(changed, noise.masked))
+    seen = ~noise.masked
+    assert (bound(model, tokens, noise)[seen] == 0).all() and (bound(model, tokens, noise)[noise.masked] > 0).all()
+
+
+@torch.no_grad()
+def test_every_row_sees_every_token_that_is_not_masked() -> None:
+    model, tokens = make_model(MaskedDiffusion), torch.arange(9)[None]
+    masked = torch.zeros(1, 9, dtype=torch.bool)
+    before = model.predict(tokens, masked)
+    for n in range(9):
+        changed = tokens.clone()
+        changed[0, n] = 10
+        assert ((model.predict(changed, masked) - before).abs().amax(dim=2) > 1e-4).all()
+
+
+# ---- the ancestral sampler -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["even", "ancestral"])
+def test_every_token_has_every_turn_alike(schedule: str) -> None:
+    samples, positions = torch.arange(8000)[:, None], torch.arange(5).expand(8000, -1)
+    turn = turns(coin(0, samples, positions, draw=1), 4, schedule)
+    counts = torch.stack([(turn == step).sum(dim=1) for step in range(4)], dim=1)
+    if schedule == "even":  # 5 tokens in 4 steps: 1, 1, 1, 2
+        assert (counts == torch.tensor([1, 1, 1, 2])).all()
+    law = torch.tensor([1, 1, 1, 2]) / 5 if schedule == "even" else torch.full((4,), 1 / 4)
+    for n in range(5):
+        found = torch.bincount(turn[:, n], minlength=4) / 8000
+        assert (found - law).abs().max() < 4 * (0.25 / 8000) ** 0.5
+    together = (turn[:, 0] == turn[:, 1]).float().mean().item()  # drawn apart, two tokens meet once in four
+    assert together == pytest.approx(1 / 10 if schedule == "even" else 1 / 4, abs=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [2, 5])
+def test_ancestral_samples_follow_their_law(steps: int) -> None:
+    """Tokens revealed in the same step are independent: the law is the mean over every token's step."""
+    model = make_model(MaskedDiffusion, vocab_size=3)
+    texts = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    draws = torch.tensor(list(itertools.product(range(steps), repeat=3)))
+    expected = torch.zeros(27, dtype=torch.float64)
+    for turn in draws:
+        order = Order.from_masking_times(-turn.expand(27, -1))  # masked last, revealed first
+        expected += (-nll(model, texts, order).double().sum(dim=1)).exp() / len(draws)
+    n = 20_000
+    found = sample_masked_diffusion(model, 3, steps=steps, schedule="ancestral", seed=steps, batch_size=n)
+    counts = torch.bincount(found.tokens @ torch.tensor([9, 3, 1]), minlength=27)
+    assert chi_square(counts, expected) > 0.001
+    even = torch.tensor(list(law(model).values()))
+    assert steps > 2 or chi_square(counts, even) < 1e-6  # and not that of one token at a time
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_idle_steps_cost_no_pass(batch_size: int) -> None:
+    """Of many steps few reveal a token; the texts are those of a pass in every step."""
+    model = make_model(MaskedDiffusion)
+    options = {"steps": 50, "schedule": "ancestral", "seed": 3, "batch_size": batch_size}
+    every = list(denoising(model, 8, skip_idle=False, **options))
+    few = sample_masked_diffusion(model, 8, **options)
+    assert torch.equal(few.tokens, every[-1]) and not (few.tokens < 0).any() and len(every) == 50
+    before = [torch.full_like(every[0], -1), *every[:-1]]
+    busy = sum(not torch.equal(a, b) for a, b in zip(before, every, strict=True))
+    assert few.forward_passes == busy <= 8 * batch_size

@@ -87,7 +87,7 @@ def test_parameters_are_all_there(name: str, architecture: str) -> None:
         model = ARCHITECTURES[architecture](replace(config, tie_word_embeddings=tied))
         parts = parameters_by_part(model.config, architecture)
         assert sum(parts.values()) == model.num_parameters()
-        assert ("head" in parts) == (not tied) and ("G^0" in parts) == (architecture == "armd")
+        assert ("head" in parts) == (not tied) and ("G^0" in parts) == (architecture in ("armd", "ar+prefix"))
 
 
 @pytest.mark.parametrize(("architecture", "query", "layers", "two"), SHAPES)

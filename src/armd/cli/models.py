@@ -23,7 +23,7 @@ def load_writer(folder: Path, device: str, task: str = "generate") -> tuple[Armd
     """A model that fills holes."""
     model, tokenizer = load_reader(folder, device)
     if not isinstance(model, Armd):
-        raise UserError(f"{folder} is an autoregressive baseline; {task} needs an armd model")
+        raise UserError(f"{folder} is a {type(model).__name__}; {task} needs an armd model")
     return model, tokenizer
 
 
