@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from armd.baselines import Denoiser
+from armd.checkpoint import ARCHITECTURES
 from armd.errors import UserError
-from armd.model import ArmdConfig
+from armd.model import Armd, ArmdConfig
 from armd.orders import OrderSchedule
 from armd.train import OptimConfig, TrainConfig
 
@@ -160,6 +162,15 @@ def with_steps(config: TrainConfig, max_steps: int) -> TrainConfig:
     phases = ("ar_steps", "perm_steps", "sbp_steps")
     shares = {name: getattr(config.orders, name) * max(max_steps, 0) // config.max_steps for name in phases}
     return replace(config, orders=replace(config.orders, **shares), max_steps=max_steps)
+
+
+def for_architecture(config: TrainConfig, architecture: str) -> TrainConfig:
+    """The same run for a baseline: its one order, or its noise, in place of the orders of ARMD."""
+    if architecture == config.architecture:
+        return config
+    denoises = issubclass(ARCHITECTURES.get(architecture, Armd), Denoiser)
+    measure = ("bound",) if denoises else ("left_to_right",)
+    return replace(config, architecture=architecture, orders=OrderSchedule(), eval_orders=measure)
 
 
 def get_preset(name: str) -> Preset:

@@ -149,13 +149,13 @@ def test_compiling_without_a_compiler_is_one_line(data: Path, tmp_path: Path, mo
 def test_not_a_number_stops_with_the_last_good_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = parallel.loss
+    real = parallel.training_loss
     calls = iter(range(1000))
 
     def breaks(*args: object) -> torch.Tensor:
         return real(*args) * (math.nan if next(calls) == 13 else 1.0)
 
-    monkeypatch.setattr(parallel, "loss", breaks)
+    monkeypatch.setattr(parallel, "training_loss", breaks)
     with pytest.raises(TrainingStopped, match=r"loss is nan at step 14; last good checkpoint: .*step-00000008"):
         train(small(), data, tmp_path / "run", quiet=True)
     assert all(tensor.isfinite().all() for tensor in everything(tmp_path / "run").values())
@@ -168,7 +168,7 @@ def test_what_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypat
 
     def breaks(replica: parallel.Replica, optimiser: object, tokens: torch.Tensor, step: int, *rest: object):
         if step == 9 and kind == "gradient":
-            monkeypatch.setattr(parallel, "loss", lambda m, *a: armd.loss(m, *a) + (m.bos * 0).sqrt().sum())
+            monkeypatch.setattr(parallel, "training_loss", lambda m, *a: armd.loss(m, *a) + (m.bos * 0).sqrt().sum())
         done = real(replica, optimiser, tokens, step, *rest)
         if step == 15 and kind == "weight":
             replica.model.embed.weight.data[200] = math.inf
@@ -183,7 +183,7 @@ def test_what_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypat
         run = tmp_path / f"{kind}-{config.eval_every}"
         with pytest.raises(TrainingStopped, match=message):
             train(config, data, run, quiet=True)
-        monkeypatch.setattr(parallel, "loss", armd.loss)
+        monkeypatch.setattr(parallel, "training_loss", armd.loss)
         assert [c.name for c in state.checkpoints(run)] == ["step-00000008"]
         assert all(tensor.isfinite().all() for tensor in everything(run).values())
 

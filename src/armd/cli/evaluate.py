@@ -15,7 +15,7 @@ from armd.cli.models import held_out
 from armd.cli.terminal import show
 from armd.data import TokenDataset
 from armd.errors import UserError
-from armd.evals import evaluate, held_out_protocol, parse_orders, read_meter
+from armd.evals import draws_of, evaluate, held_out_protocol, parse_orders, read_meter
 from armd.files import json_text
 from armd.model import Armd, Transformer
 from armd.orders import Family
@@ -32,7 +32,8 @@ class Evaluate:
     data: Path
     """Folder made by armd prepare."""
     orders: str = "left_to_right,uniform:8,strided:4"
-    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill."""
+    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill; of
+    mdlm and bd3lm also bound:K (K times a text)."""
     texts: int = 256
     """Held-out texts to score, at most."""
     length: int | None = None
@@ -61,7 +62,7 @@ def run_evaluate(args: Evaluate) -> None:
     length = model.config.max_position_embeddings if args.length is None else args.length
     dataset = held_out(args.data, args.model, model, tokenizer, length)
     for order in orders:
-        if not order.startswith("uniform"):
+        if not draws_of(order):
             Family.parse(order).check(length)
     scores = list(evaluate(model, dataset, orders, texts=args.texts, batch_size=args.batch_size, seed=args.seed))
     meters = _meters(args, model, dataset, orders)

@@ -14,7 +14,7 @@ from armd.cli.terminal import parse, say
 from armd.data import Manifest
 from armd.errors import UserError
 from armd.files import json_text
-from armd.presets import PRESETS, get_preset, with_steps
+from armd.presets import PRESETS, for_architecture, get_preset, with_steps
 from armd.train import TrainConfig, train
 from armd.train.parallel import Ranks, joined
 
@@ -43,9 +43,16 @@ class Train(TrainPaths):
 
 @dataclass(frozen=True)
 class Steps:
-    """The one field of a preset that others depend on."""
+    """The field of a preset that its phases depend on."""
 
     max_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The field of a preset that its orders depend on."""
+
+    architecture: str | None = None
 
 
 def run_train(argv: Sequence[str]) -> None:
@@ -67,6 +74,9 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
     manifest = Manifest.load(paths.data)
     base = preset(manifest.vocab_size, manifest.eos_id)
     full, steps = base.max_steps, parse(Steps, argv[1:], prog, strict=False).max_steps
+    architecture = parse(Architecture, argv[1:], prog, strict=False).architecture
+    if architecture is not None:
+        base = for_architecture(base, architecture)
     if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
         base = with_steps(base, steps)
     config = parse(Train, argv[1:], prog, Train(paths.data, paths.out, config=base)).config
@@ -83,7 +93,12 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
         return
     valid = ", ".join(f"{order} {nats:.4f}" for order, nats in result.valid.items())
     say(f"done in {result.seconds:.0f} s. Held-out nats per token: {valid}")
-    say(f'Next: armd generate --model {paths.out} --prompt "..." --streams 4')
+    orders = ",".join(config.eval_orders)
+    say(
+        f'Next: armd generate --model {paths.out} --prompt "..." --streams 4'
+        if config.architecture == "armd"
+        else f"Next: armd evaluate --model {paths.out} --data {paths.data} --orders {orders}"
+    )
 
 
 def describe_presets() -> str:

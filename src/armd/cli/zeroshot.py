@@ -17,6 +17,7 @@ from armd.evals import (
     SETS,
     Protocol,
     ZeroShot,
+    draws_of,
     last_words,
     pack,
     parse_orders,
@@ -75,7 +76,7 @@ def run_zero_shot(args: EvaluateZeroShot) -> None:
     if length > limit:
         raise UserError(f"length={length} tokens exceed max_position_embeddings={limit}")
     for order in orders:
-        if not order.startswith("uniform"):
+        if not draws_of(order):
             Family.parse(order).check(length)
     results: list[tuple[Protocol, dict[str, int], list[ZeroShot]]] = []
     for name in names:

@@ -3,7 +3,7 @@
 from armd.evals.humaneval import Code, infill_code, read_problems
 from armd.evals.judge import Judge, load_judge, own_judge
 from armd.evals.lambada import LastWord, last_words
-from armd.evals.likelihood import Score, evaluate, held_out_protocol, parse_orders
+from armd.evals.likelihood import Score, draws_of, evaluate, held_out_protocol, parse_orders
 from armd.evals.meter import CANDIDATES, Meter, Offer, choose_streams, read_meter
 from armd.evals.protocol import Protocol
 from armd.evals.quality import Quality, Writing, check_temperatures, frontier, plot, quality_protocol
@@ -30,6 +30,7 @@ __all__ = [
     "check_missing",
     "check_temperatures",
     "choose_streams",
+    "draws_of",
     "evaluate",
     "frontier",
     "held_out_protocol",

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from armd.baselines import Denoiser, estimate_bound
 from armd.data import Tokenizer
 from armd.errors import UserError
 from armd.evals.protocol import Protocol, vocabulary
@@ -43,7 +44,8 @@ class Score:
 
     Attributes:
         order: the order, as given.
-        blocks: sequential (one token a block) or parallel (tokens of a block independent given earlier blocks).
+        blocks: sequential (one token a block) or parallel (tokens of a block independent given earlier blocks); - for a
+            bound, which has no order.
         nats_per_token, stderr: mean over texts and its standard error.
         perplexity: exp(nats_per_token), per token of this tokenizer.
         bits_per_byte: with the bytes per token of the whole held-out split.
@@ -62,12 +64,15 @@ class Score:
 
 
 def parse_orders(text: str) -> list[str]:
-    """Split `left_to_right,uniform:8,strided:4` and check every part; `uniform:K` means the mean over K orders."""
+    """Split `left_to_right,uniform:8,strided:4` and check every part.
+
+    `uniform:K` means the mean over K orders; `bound:K` that of the bound of masked or block diffusion over K times.
+    """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UserError("orders is empty; give for example left_to_right,uniform:8,strided:4")
     for name in names:
-        _uniform_orders(name) or Family.parse(name)
+        draws_of(name) or Family.parse(name)
     return names
 
 
@@ -85,13 +90,23 @@ def evaluate(
 
     `strided:S` yields two scores, sequential and parallel blocks; their difference is the parallel penalty.
     With `scored_from` the first tokens of every text are given, not scored: left to right only.
+
+    Raises:
+        UserError: `bound` of a model that has none, or an order the model does not know.
     """
     if scored_from and any(name != "left_to_right" for name in orders):
         raise UserError(f"orders {', '.join(orders)}: where the first token is given, the order must be left_to_right")
     texts = min(texts, dataset.eval_windows())
     model.eval()
     for name in orders:
-        draws = _uniform_orders(name)
+        draws = draws_of(name)
+        if name.startswith("bound"):
+            if not isinstance(model, Denoiser):
+                raise UserError(f"order {name!r} is for masked and block diffusion, not for {type(model).__name__}")
+            nats = [_bound(model, tokens, draws, start, seed) for start, tokens in _batches(dataset, texts, batch_size)]
+            note = f"bound, {draws} time{'s' if draws > 1 else ''} a text"
+            yield _score(name, "-", torch.cat(nats), dataset, note)
+            continue
         if draws:
             both = [
                 _uniform(model, tokens, draws, start, seed) for start, tokens in _batches(dataset, texts, batch_size)
@@ -122,13 +137,13 @@ def held_out_protocol(folder: Path, dataset: Texts, texts: int, seed: int, token
     )
 
 
-def _uniform_orders(name: str) -> int:
-    """K of `uniform` or `uniform:K`; 0 for other orders."""
+def draws_of(name: str) -> int:
+    """K of `uniform:K` and `bound:K`, 1 without it; 0 for the orders of which one is scored."""
     head, colon, count = name.partition(":")
-    if head != "uniform":
+    if head not in ("uniform", "bound"):
         return 0
     if colon and not (count.isdecimal() and int(count) >= 1):
-        raise UserError(f"order {name!r}: the number of orders after the colon must be an integer >= 1")
+        raise UserError(f"order {name!r}: the number of draws after the colon must be an integer >= 1")
     return int(count or 1)
 
 
@@ -146,6 +161,11 @@ def _draws(tokens: Tensor, start: int, seed: int) -> list[torch.Generator]:
 def _uniform(model: Transformer, tokens: Tensor, draws: int, start: int, seed: int) -> tuple[Tensor, Tensor]:
     average = any_order_nll(model, tokens.to(model.device), draws, generator=_draws(tokens, start, seed))
     return average.mean.cpu(), average.iwae.cpu()
+
+
+@torch.inference_mode()
+def _bound(model: Denoiser, tokens: Tensor, draws: int, start: int, seed: int) -> Tensor:
+    return estimate_bound(model, tokens.to(model.device), draws, generator=_draws(tokens, start, seed)).mean.cpu()
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The batches of a run: texts and orders of every step, each a pure function of (seed, step), made one step ahead."""
+"""The batches of a run: texts and draws of every step, each a pure function of (seed, step), made one step ahead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from armd.baselines import Draw
 from armd.data import TokenDataset
-from armd.orders import Family, Order
 from armd.train.config import TrainConfig
 from armd.train.parallel import Replica
 
@@ -19,28 +19,27 @@ class Batch:
     """What one process trains on in one step.
 
     Attributes:
-        family: the order family of all its texts.
-        parts: tokens (B, N) in text order and their orders, one pair a forward pass.
+        family: the order family of all its texts, or noise.
+        parts: tokens (B, N) in text order and their orders, or their noise, one pair a forward pass.
     """
 
-    family: Family
-    parts: list[tuple[Tensor, Order]]
+    family: str
+    parts: list[tuple[Tensor, Draw]]
 
 
 def make_batch(tokens: Tensor, step: int, config: TrainConfig, replica: Replica) -> Batch:
-    """Draw the orders of a step, take those of this process's texts, and bring both to the device by forward passes."""
-    family = config.orders.family(step, config.seed, config.max_steps)
-    order = config.orders.order(step, config.seed, config.max_steps, config.batch_size, tokens.shape[1])
-    order, device = order.rows(torch.tensor(replica.rows)), replica.model.device
+    """Draw what hides the tokens of a step; bring those of this process and their draw to the device, pass by pass."""
+    family, draw = config.draw(step, config.batch_size, tokens.shape[1])
+    draw, device = draw.rows(torch.tensor(replica.rows)), replica.model.device
     rows = torch.arange(len(tokens)).split(replica.micro)
-    return Batch(family, [(tokens[part].to(device), order.rows(part).to(device)) for part in rows])
+    return Batch(family, [(tokens[part].to(device), draw.rows(part).to(device)) for part in rows])
 
 
 class Batches:
     """The batches of this process, by step.
 
-    While a step runs, a thread makes the next one: it reads the texts, draws the orders on the CPU, where they are the
-    same whatever the device, and copies both. Nobody waits for that copy, so the memory need not be pinned.
+    While a step runs, a thread makes the next one: it reads the texts, draws orders or noise on the CPU, where they are
+    the same whatever the device, and copies both. Nobody waits for that copy, so the memory need not be pinned.
     """
 
     def __init__(self, data: TokenDataset, config: TrainConfig, replica: Replica) -> None:

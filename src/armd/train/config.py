@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from armd.baselines import Denoiser, Draw
+from armd.checkpoint import ARCHITECTURES
 from armd.errors import UserError
 from armd.fields import check_types
 from armd.model import ArmdConfig
+from armd.noise import Noise
 from armd.objective import WEIGHTINGS
-from armd.orders import Family, OrderSchedule
+from armd.orders import Family, OrderSchedule, generator
 
 EXECUTION = (
     "device",
@@ -95,9 +100,11 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
     architecture: str = "armd"
-    """armd, or ar for the plain autoregressive baseline on the same layers."""
+    """armd; or a baseline on the same layers: ar, ar+prefix, mdlm or bd3lm."""
     weighting: str = "likelihood"
     """Re-weighting of Eq. (2): likelihood (none), per_block or late."""
+    noise: tuple[float, float] = (1e-3, 1.0)
+    """Least and greatest share of masked tokens that mdlm and bd3lm train on; 0.3 0.8 is a clipped schedule."""
     length: int = 0
     """Tokens in a training text; 0 means max_position_embeddings."""
     batch_size: int = 16
@@ -123,7 +130,7 @@ class TrainConfig:
     eval_texts: int = 64
     """Held-out texts in a validation."""
     eval_orders: tuple[str, ...] = ("left_to_right", "uniform")
-    """Order families validated."""
+    """Order families validated; of mdlm and bd3lm the bound."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 250
@@ -162,10 +169,12 @@ class TrainConfig:
             raise UserError(f"on_bad_step={self.on_bad_step!r} must be stop or skip")
         if self.spike_factor != 0 and self.spike_factor <= 1:
             raise UserError(f"spike_factor={self.spike_factor} must be 0 (off) or above 1")
-        if self.architecture not in ("armd", "ar"):
-            raise UserError(f"architecture={self.architecture!r} must be armd or ar")
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(f"architecture={self.architecture!r} must be one of {', '.join(ARCHITECTURES)}")
         if self.weighting not in WEIGHTINGS:
             raise UserError(f"weighting={self.weighting!r} must be one of {', '.join(WEIGHTINGS)}")
+        if not 0 <= self.noise[0] < self.noise[1] <= 1:
+            raise UserError(f"noise={self.noise} must be two times between 0 and 1, the lesser first")
         self._check_phases()
         self._check_orders()
 
@@ -177,8 +186,16 @@ class TrainConfig:
             raise UserError(f"{phases} do not fit max_steps={self.max_steps}: the last sbp_steps come after the others")
 
     def _check_orders(self) -> None:
-        """Every order the run will meet must fit its texts, now and not after hours."""
+        """Every order the run will meet must fit its network and its texts, now and not after hours."""
         orders = self.orders
+        trains_on_orders = orders.rho or orders.sbp_steps or set(orders.floors) - {"left_to_right"}
+        if self._denoises:
+            if self.eval_orders != ("bound",):
+                raise UserError(f"architecture={self.architecture} is validated by its bound: set --eval-orders bound")
+            if trains_on_orders or self.weighting != "likelihood":
+                ours = "set orders.rho and orders.sbp_steps to 0, no floors, weighting=likelihood"
+                raise UserError(f"architecture={self.architecture} trains on noise, not on orders: {ours}")
+            return
         for name in self.eval_orders:
             Family.parse(name).check(self.text_length, "eval_orders")
         for name in (name for name, share in orders.floors.items() if share):
@@ -186,10 +203,17 @@ class TrainConfig:
         for streams in orders.sbp_streams if orders.sbp_steps else ():
             Family("strided", streams).check(self.text_length, "orders.sbp_streams")
         Family(orders.shuffle, orders.rho).check(self.text_length, "orders.rho")
-        if self.architecture == "ar" and set(self.eval_orders) != {"left_to_right"}:
-            raise UserError("architecture=ar has one order only: set --eval-orders left_to_right")
-        if self.architecture == "ar" and (orders.rho or orders.sbp_steps or set(orders.floors) - {"left_to_right"}):
-            raise UserError("architecture=ar has one order only: set orders.rho and orders.sbp_steps to 0, no floors")
+        if ARCHITECTURES[self.architecture].any_order:
+            return
+        only = f"architecture={self.architecture} has one order only"
+        if set(self.eval_orders) != {"left_to_right"}:
+            raise UserError(f"{only}: set --eval-orders left_to_right")
+        if trains_on_orders:
+            raise UserError(f"{only}: set orders.rho and orders.sbp_steps to 0, no floors")
+
+    @property
+    def _denoises(self) -> bool:
+        return issubclass(ARCHITECTURES[self.architecture], Denoiser)
 
     @property
     def text_length(self) -> int:
@@ -199,6 +223,25 @@ class TrainConfig:
     def main_order(self) -> str:
         """The eval order by which a checkpoint is the best."""
         return next((o for o in ("left_to_right", *self.eval_orders) if o in self.eval_orders), "left_to_right")
+
+    def draw(self, step: int, batch: int, length: int) -> tuple[str, Draw]:
+        """What hides the tokens of one step's batch: the name of its order family and the orders, or noise."""
+        if self._denoises:
+            return "noise", self._noise(batch, length, generator(self.seed, step, 1), interval=self.noise)
+        family = self.orders.family(step, self.seed, self.max_steps)
+        return str(family), self.orders.order(step, self.seed, self.max_steps, batch, length)
+
+    def held_out_draw(self, name: str, texts: int) -> Draw:
+        """What hides the tokens of the first held-out texts, the same in every validation."""
+        if name == "bound":
+            return self._noise(texts, self.text_length, generator(0), counted=True)
+        return Family.parse(name).orders(self.text_length, (generator(0, text) for text in range(texts)))
+
+    def _noise(self, batch: int, length: int, draws: torch.Generator, **options: Any) -> Noise:
+        kind = ARCHITECTURES[self.architecture]
+        assert issubclass(kind, Denoiser)
+        size = kind.noise_block(self.model)
+        return Noise.draw(batch, length, block_size=size, generator=draws, **options)
 
 
 def to_json(config: Any) -> Any:

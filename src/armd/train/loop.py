@@ -20,7 +20,7 @@ from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import TrainingStopped, UserError
 from armd.files import read_json, write_json
 from armd.model import Transformer
-from armd.orders import Family, generator
+from armd.orders import generator
 from armd.train import optim, parallel, state
 from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
@@ -273,10 +273,10 @@ def train_step(
         optim.set_rates(member, rate / config.optim.lr)
         member.zero_grad(set_to_none=True)
     losses = []
-    for i, (tokens, order) in enumerate(batch.parts):
+    for i, (tokens, draw) in enumerate(batch.parts):
         with replica.accumulating(last=i == len(batch.parts) - 1):
             with _autocast(tokens.device, config):
-                part = replica(tokens, order, config.weighting) / len(batch.parts)
+                part = replica(tokens, draw, config.weighting) / len(batch.parts)
             part.backward()
         losses.append(part.detach())
     total = torch.stack(losses).sum().item()  # one wait for the device, however many passes
@@ -286,7 +286,7 @@ def train_step(
     if fault is None:  # a bad step never reaches the weights
         for member in state.members(optimiser):
             member.step()
-    return Step(str(batch.family), total, norm, fault)
+    return Step(batch.family, total, norm, fault)
 
 
 @torch.no_grad()
@@ -296,14 +296,14 @@ def validate(replica: Replica, dataset: TokenDataset, config: TrainConfig) -> di
     texts = min(config.eval_texts, dataset.eval_windows())
     totals = [0.0] * len(config.eval_orders)
     for i, name in enumerate(config.eval_orders):
+        draw = config.held_out_draw(name, texts)
         for start in range(0, texts, config.batch_size):
             rows = replica.ranks.rows(min(config.batch_size, texts - start))
             mine = range(start + rows.start, start + rows.stop) or range(start, start + 1)  # all go on in step
             tokens = replica.ranks.attempt(partial(dataset.eval_batch, mine.start, len(mine)))
-            order = Family.parse(name).orders(tokens.shape[1], (generator(0, text) for text in mine))
             tokens = tokens.to(replica.model.device)
             with _autocast(tokens.device, config):
-                nats = replica(tokens, order)
+                nats = replica(tokens, draw.rows(torch.tensor(mine)))
             totals[i] += nats.double().mean(dim=1).sum().item() if rows else 0.0
     replica.release()
     return {name: total / texts for name, total in zip(config.eval_orders, replica.ranks.sum(*totals), strict=True)}

@@ -30,10 +30,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from armd.baselines import Draw, nats, training_loss
 from armd.errors import TrainingStopped, UserError
 from armd.model import Transformer
-from armd.objective import loss, nll
-from armd.orders import Order
 from armd.train.config import TrainConfig
 
 TIMEOUT = datetime.timedelta(minutes=10)
@@ -221,9 +220,11 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, tokens: Tensor, order: Order, weighting: str | None) -> Tensor:
+    def forward(self, tokens: Tensor, draw: Draw, weighting: str | None) -> Tensor:
         """The training loss of a weighting; without one, nats by token: (B, N)."""
-        return nll(self.model, tokens, order) if weighting is None else loss(self.model, tokens, order, weighting)
+        if weighting is None:
+            return nats(self.model, tokens, draw)
+        return training_loss(self.model, tokens, draw, weighting)
 
 
 class Replica:
@@ -253,8 +254,8 @@ class Replica:
         elif mode == "fsdp":
             _shard(self._call, model, config.precision)
 
-    def __call__(self, tokens: Tensor, order: Order, weighting: str | None = None) -> Tensor:
-        return self._call(tokens, order, weighting)
+    def __call__(self, tokens: Tensor, draw: Draw, weighting: str | None = None) -> Tensor:
+        return self._call(tokens, draw, weighting)
 
     @property
     def sharded(self) -> bool:
