@@ -20,7 +20,7 @@ demo: .venv
 	$(BIN)/armd demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 	$(BIN)/python tests/check_wheel.py
 
 test-long: .venv
