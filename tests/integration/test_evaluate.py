@@ -127,7 +127,7 @@ MISTAKES = {
     "lambada --model {f}/run --data-dir {f}/sets --batch-size 0": "batch_size=0",
     "generation --model {f}/run": "--evaluator",
     "generation --model {f}/run --evaluator {f}/mute": "has no tokenizer.json, so it cannot read text",
-    "generation --model {f}/run --evaluator {f}/sets": "could not be loaded",
+    "generation --model {f}/run --evaluator {f}/sets": "evaluator",
     "generation --model {f}/run --evaluator {f}/run --temperatures -1": "temperature=-1",
     "generation --model {f}/run --evaluator {f}/run --length 65": "exceed max_position_embeddings=64",
     "generation --model {f}/run --evaluator {f}/run --streams 5 --length 16": "streams=5 does not divide",

@@ -291,14 +291,14 @@ def test_data_lost_during_a_run_costs_no_step(
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, factors: dict[int, float]) -> None:
     """Multiply the losses of some steps."""
-    real, step, now = parallel.loss, loops.train_step, [0]
+    real, step, now = parallel.training_loss, loops.train_step, [0]
 
     def remember(*args: object) -> loops.Step:
         now[0] = args[3]  # type: ignore[call-overload]
         return step(*args)
 
     monkeypatch.setattr(loops, "train_step", remember)
-    monkeypatch.setattr(parallel, "loss", lambda *args: real(*args) * factors.get(now[0], 1.0))
+    monkeypatch.setattr(parallel, "training_loss", lambda *args: real(*args) * factors.get(now[0], 1.0))
 
 
 def test_bad_steps_are_skipped_counted_and_told(
