@@ -96,6 +96,36 @@ def test_losses_and_weights_are_those_of_one_process(runs: Path, name: str) -> N
         torch.testing.assert_close(other[key], tensor, atol=1e-4, rtol=1e-3)
 
 
+MUON = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from armd.train.muon import Muon
+from armd.train.parallel import leave, whole
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+for shape in (16, 16), (48, 16), (16, 48), (1, 8), (33, 17):
+    torch.manual_seed(0)
+    one = torch.nn.Parameter(torch.randn(shape))
+    cut = torch.nn.Parameter(distribute_tensor(one.detach(), mesh, [Shard(0)]))
+    optimisers = [Muon([weight], lr=0.5, momentum=0.9, weight_decay=0.1) for weight in (one, cut)]
+    for _ in range(3):
+        one.grad = torch.randn(shape)
+        cut.grad = distribute_tensor(one.grad, mesh, [Shard(0)])
+        for optimiser in optimisers:
+            optimiser.step()
+    held = optimisers[1].state[cut]["momentum_buffer"].to_local()
+    print(shape, torch.equal(whole(cut), one), cut.to_local().shape == held.shape)
+leave(0)
+"""
+
+
+def test_muon_on_shares_of_matrices_is_muon_on_matrices() -> None:
+    """Bit for bit, also where a matrix has fewer rows than there are processes; each keeps its own momentum."""
+    for status, said in end([start(["-c", MUON], **variables) for variables in ranks(2)]):
+        assert status == 0 and said.count("True True\n") == 5, said
+
+
 def test_rows_are_cut_without_rest_or_overlap() -> None:
     for size in (1, 2, 3, 8):
         for batch in (1, 2, 8, 9, 24):

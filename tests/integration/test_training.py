@@ -25,6 +25,7 @@ from armd.train import loop as loops
 from armd.train.batches import Batches
 from armd.train.config import from_json, to_json
 from armd.train.log import Log, read_metrics
+from armd.train.muon import Muon
 from armd.train.optim import learning_rate
 
 
@@ -408,6 +409,21 @@ def test_muon_gets_the_matrices_inside_the_layers() -> None:
     assert all(not torch.equal(before[name], p) for name, p in model.named_parameters() if p.grad.any())
     step = before["layers.0.up.weight"] * (1 - 0.5) - model.layers[0].up.weight  # after the decay lr * 0.5
     assert step.square().mean().sqrt().item() == pytest.approx(0.2 * 1.0, rel=0.2)  # a full step of lr 1
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (48, 16), (16, 48), (1, 8), (5, 3)])
+def test_muon_is_that_of_torch(shape: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.randn(shape, generator=g)) for _ in range(2))
+    theirs.data.copy_(ours.data)
+    mine = Muon([ours], lr=0.5, momentum=0.9, weight_decay=0.1)
+    torchs = torch.optim.Muon([theirs], 0.5, 0.1, 0.9, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = theirs.grad = torch.randn(shape, generator=g)
+        mine.step()
+        torchs.step()
+        assert torch.equal(ours, theirs)
+    assert torch.equal(mine.state[ours]["momentum_buffer"], torchs.state[theirs]["momentum_buffer"])
 
 
 def test_learning_rates() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from armd.train.config import OptimConfig
+from armd.train.muon import Muon
 
 
 class Pair(torch.optim.Optimizer):
@@ -36,28 +37,27 @@ class Pair(torch.optim.Optimizer):
         first.state = second.state = self.state
 
 
-def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW; or Muon (Jordan et al., 2024) for the matrices inside the layers and AdamW for all else.
+def muon_matrices(model: nn.Module, config: OptimConfig) -> list[nn.Parameter]:
+    """The matrices whose optimiser is Muon: those inside the layers, or none."""
+    if config.name != "muon":
+        return []
+    return [p for name, p in model.named_parameters() if name.startswith("layers.") and p.ndim == 2]
 
-    Weight decay is on matrices only, not on norms, biases and embeddings' BOS. Muon's update of a matrix has the
-    root mean square of AdamW's (Liu et al., 2025), so that rates are of one kind.
+
+def build(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW; or Muon for the matrices inside the layers and AdamW for all else.
+
+    Weight decay is on matrices only, not on norms, biases and embeddings' BOS.
     """
-    weights = list(model.named_parameters())
-    inner = [p for name, p in weights if name.startswith("layers.") and p.ndim == 2] if config.name == "muon" else []
+    inner = muon_matrices(model, config)
     taken = set(map(id, inner))
-    matrices = [p for _, p in weights if p.ndim >= 2 and id(p) not in taken]
-    vectors = [p for _, p in weights if p.ndim < 2]
+    matrices = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in taken]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     optimiser: torch.optim.Optimizer = adamw
     if inner:
-        muon = torch.optim.Muon(
-            inner,
-            lr=config.muon_lr,
-            momentum=config.muon_momentum,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(inner, config.muon_lr, config.muon_momentum, config.weight_decay)
         optimiser = Pair(muon, adamw)
     for group in optimiser.param_groups:
         group["peak"] = group["lr"]
