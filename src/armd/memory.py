@@ -23,6 +23,7 @@ from armd.flops import shapes_only
 from armd.model import ArmdConfig
 from armd.objective import CHUNK_LOGITS
 from armd.train import TrainConfig
+from armd.train.optim import muon_matrices
 
 FLOAT = 4  # bytes of float32
 
@@ -39,7 +40,7 @@ class Memory:
     gradients: float
     """Float32 gradients."""
     optimiser: float
-    """Two moments of every weight."""
+    """AdamW's two moments of every weight it has, Muon's one."""
     average: float
     """Moving average of the weights."""
     copies: float
@@ -74,7 +75,9 @@ def training_memory(
     model = shapes_only(config.model, config.architecture)
     weights = FLOAT * model.num_parameters()
     tables = sum(buffer.nbytes for buffer in model.buffers())
+    inner = muon_matrices(model, config.optim)
     optimiser = 2 * weights + FLOAT * len(list(model.parameters()))  # AdamW: two moments, and a count a tensor
+    optimiser -= FLOAT * (sum(p.numel() for p in inner) + len(inner))  # Muon: one moment, no count
     layer = sum(p.numel() for p in model.layers[0].parameters() if p.ndim == 2)
     half = 2 if config.precision == "bf16" else 0
     copies = half * (layer * len(model.layers) + model.head_weight.numel())

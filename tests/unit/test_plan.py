@@ -90,11 +90,13 @@ def test_parameters_are_all_there(name: str, architecture: str) -> None:
         assert ("head" in parts) == (not tied) and ("G^0" in parts) == (architecture in ("armd", "ar+prefix"))
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize(("architecture", "query", "layers", "two"), SHAPES)
 def test_weights_gradients_and_optimiser_take_the_bytes_of_their_tensors(
-    architecture: str, query: str, layers: int, two: int
+    architecture: str, query: str, layers: int, two: int, name: str
 ) -> None:
     config = training(architecture, shape(query, layers, two), "fp32")
+    config = replace(config, optim=replace(config.optim, name=name))
     model = ARCHITECTURES[architecture](config.model)
     optimiser = optim.build(model, config.optim)
     armd.loss(model, *batch(config.model, architecture)).backward()
