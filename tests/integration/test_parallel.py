@@ -51,6 +51,11 @@ def curve(run: Path) -> list[float]:
     return [record["loss"] for record in read_metrics(run) if "loss" in record]
 
 
+def norms(run: Path) -> list[float]:
+    """Of the gradients, whose scale Adam would not feel."""
+    return [record["grad_norm"] for record in read_metrics(run) if "loss" in record]
+
+
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """What a run publishes, and everything in its newest checkpoint."""
     files = [run / "model.safetensors", *sorted(state.checkpoints(run)[-1].glob("*.safetensors"))]
@@ -88,7 +93,7 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_losses_and_weights_are_those_of_one_process(runs: Path, name: str) -> None:
     one, run = runs / "one", runs / name
     assert len(curve(run)) == 50 and curve(run)[-1] < curve(run)[0] - 1
-    assert curve(run) == pytest.approx(curve(one), abs=2e-5)
+    assert curve(run) == pytest.approx(curve(one), abs=2e-5) and norms(run) == pytest.approx(norms(one), rel=1e-3)
     assert len(valid(run)) == 4 and valid(run) == pytest.approx(valid(one), abs=2e-5)
     whole, other = tensors(one), tensors(run)
     assert whole.keys() == other.keys() and len(whole) > 70
@@ -97,19 +102,11 @@ def test_losses_and_weights_are_those_of_one_process(runs: Path, name: str) -> N
 
 
 DENOISING = ["--eval-orders", "bound", "--orders.rho", "0", "--orders.ar-steps", "0", "--orders.perm-steps", "0"]
+STRIDED = ["--orders.ar-steps", "2", "--orders.perm-steps", "4", "--orders.sbp-steps", "8"]
 KINDS = {
     "muon": ["--optim.name", "muon"],
     "recompute": ["--checkpoint-activations"],
-    "per_block": [
-        "--weighting",
-        "per_block",
-        "--orders.ar-steps",
-        "2",
-        "--orders.perm-steps",
-        "4",
-        "--orders.sbp-steps",
-        "8",
-    ],
+    "per_block": ["--weighting", "per_block", *STRIDED],
     "mdlm": ["--architecture", "mdlm", *DENOISING],
     "bd3lm": ["--architecture", "bd3lm", "--model.block-size", "4", *DENOISING],
 }
@@ -141,6 +138,7 @@ def test_every_kind_of_run_is_that_of_one_process(kinds: Path, name: str) -> Non
     one, run = kinds / name.split("-")[0], kinds / name
     rough = name.startswith("muon")  # it orthogonalises in bfloat16: the last bit of a gradient moves its third digit
     assert len(curve(run)) == 12 and curve(run) == pytest.approx(curve(one), abs=1e-4 if rough else 5e-6)
+    assert norms(run) == pytest.approx(norms(one), rel=1e-2 if rough else 1e-4)
     assert valid(run) and valid(run) == pytest.approx(valid(one), abs=1e-4 if rough else 5e-6)
     whole, other = tensors(one), tensors(run)
     assert whole.keys() == other.keys() and len(whole) > 60
