@@ -41,8 +41,9 @@ def look(run: Path, config: TrainConfig, now: float) -> dict[str, Any]:
 
     Returns:
         state (waiting: no record yet; running; silent: no record for five times the usual while, the run may have been
-        stopped; done), records (how many), step, max_steps, seconds, eta_seconds, silent_seconds, the fields of the
-        newest record, valid, checkpoint (its step, or None) and curves: lists of values, oldest first.
+        stopped; done), records (how many), step, max_steps, skipped (steps so far that were not used), seconds,
+        eta_seconds, silent_seconds, the fields of the newest record, valid, checkpoint (its step, or None) and curves:
+        lists of values, oldest first.
 
     Raises:
         UserError: metrics.jsonl is damaged.
@@ -67,6 +68,7 @@ def look(run: Path, config: TrainConfig, now: float) -> dict[str, Any]:
         "records": len(records),
         "step": step,
         "max_steps": config.max_steps,
+        "skipped": sum("skipped" in record for record in records),
         "seconds": max((r["seconds"] for r in records if is_number(r.get("seconds"))), default=None),
         "eta_seconds": None if pace is None else pace * (config.max_steps - step),
         "silent_seconds": silent,
@@ -112,6 +114,8 @@ def panel(seen: dict[str, Any]) -> RenderableType:
     """What `look` returned, for a terminal."""
     done, total = seen["step"], seen["max_steps"]
     head = f"step {done:,} of {total:,}, {done / total:.0%}"
+    if seen["skipped"]:
+        head += f"   {seen['skipped']:,} skipped"
     if seen["seconds"] is not None:
         head += f"   {duration(seen['seconds'])} so far"
     if seen["eta_seconds"] is not None and done < total:

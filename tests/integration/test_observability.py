@@ -16,11 +16,13 @@ from statistics import fmean
 
 import pytest
 import torch
+from rich.console import Console
 
 from armd import watch
 from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import UserError
+from armd.files import json_text
 from armd.flops import total, training_flops
 from armd.orders import OrderSchedule
 from armd.presets import tiny
@@ -207,6 +209,19 @@ def test_a_look_says_what_the_records_say(run: Path) -> None:
     assert watch.look(run, config, now + 2001)["state"] == "silent"
     (run / "metrics.jsonl").write_text("")
     assert watch.look(run, config, now)["state"] == "waiting"
+
+
+def test_steps_left_out_are_shown(run: Path) -> None:
+    def shown() -> tuple[int, str]:
+        seen, console = watch.look(run, load_config(run), 0.0), Console(width=120)
+        with console.capture() as captured:
+            console.print(watch.panel(seen))
+        return seen["skipped"], captured.get()
+
+    assert shown()[0] == 0 and "skipped" not in shown()[1]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json_text({"step": s, "family": "uniform", "skipped": "loss is nan"}) + "\n" for s in (5, 6))
+    assert shown()[0] == 2 and "2 skipped" in shown()[1]
 
 
 def test_a_line_still_being_written_is_not_damage(run: Path) -> None:
