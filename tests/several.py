@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from unittest import mock
 
@@ -15,16 +16,52 @@ from processes import TINY
 
 
 def main(runs: list[list[str]]) -> None:
-    """`--stop-after K` interrupts a run in step K + 1, as when all its processes are killed at once."""
-    with joined():
+    """`--stop-after K` interrupts a run in step K + 1, as when all its processes are killed at once.
+
+    `--spoil-after K` makes the loss of the last process in step K + 1 not a number.
+    """
+    with joined() as ranks:
         for data, out, *more in runs:
-            words = ["tiny", "--data", data, "--out", out, *TINY, *more]
-            if "--stop-after" not in more:
+            words, stop = take(["tiny", "--data", data, "--out", out, *TINY, *more], "--stop-after")
+            words, spoil = take(words, "--spoil-after")
+            with contextlib.ExitStack() as stack:
+                if stop is not None:
+                    stack.enter_context(contextlib.suppress(TrainingStopped))
+                    stack.enter_context(stopping_after(stop))
+                if spoil is not None and ranks.rank == ranks.size - 1:
+                    stack.enter_context(spoiling_after(spoil))
                 run_train(words)
-                continue
-            at = words.index("--stop-after")
-            with stopping_after(int(words[at + 1])), contextlib.suppress(TrainingStopped):
-                run_train(words[:at] + words[at + 2 :])
+
+
+def take(words: list[str], option: str) -> tuple[list[str], int | None]:
+    """The other words, and the value of an option if it is there."""
+    if option not in words:
+        return words, None
+    at = words.index(option)
+    return words[:at] + words[at + 2 :], int(words[at + 1])
+
+
+def spoiling_after(spoil: int):
+    step = loop.train_step
+
+    def train_step(replica, *args):
+        factor = math.nan if args[2] == spoil else 1.0
+        return step(Spoilt(replica, factor), *args)
+
+    return mock.patch.object(loop, "train_step", train_step)
+
+
+class Spoilt:
+    """A replica whose losses are multiplied."""
+
+    def __init__(self, replica, factor: float) -> None:
+        self._replica, self._factor = replica, factor
+
+    def __call__(self, *args):
+        return self._replica(*args) * self._factor
+
+    def __getattr__(self, name: str):
+        return getattr(self._replica, name)
 
 
 def stopping_after(stop: int):
