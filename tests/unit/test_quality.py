@@ -97,7 +97,7 @@ def test_a_transformers_evaluator_equals_its_own_loss(tmp_path: Path) -> None:
 
 def test_a_missing_evaluator_is_one_line(tmp_path: Path, model: Armd) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="could not be loaded|needs transformers"):
+    with pytest.raises(UserError, match=r"could not be loaded|needs transformers"):
         load_judge(str(tmp_path), torch.device("cpu"))
     save(model, tmp_path / "mute")
     with pytest.raises(UserError, match=r"has no tokenizer\.json, so it cannot read text"):
