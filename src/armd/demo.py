@@ -30,7 +30,7 @@ from armd.train.log import read_metrics
 CORPUS = "the Python language reference and the source of its standard library"
 TOKENIZER = "bpe:2048"
 HELD_OUT = 0.03
-STEPS = 600
+STEPS = 500
 STREAMS = (1, 2, 4, 8)
 PROMPT_TOKENS = 16
 NEW_TOKENS = 224
