@@ -27,6 +27,7 @@ from armd.train import loop as loops
 from armd.train.config import EXECUTION
 from armd.train.guard import LEAST, Guard
 from armd.train.log import read_metrics
+from armd.train.optim import Pair
 from crash import assert_same, kill_and_resume
 from processes import make_data
 from several import stopping_after
@@ -349,32 +350,28 @@ def test_a_spike_stops_by_default() -> None:
 # ---- any optimiser ---------------------------------------------------------------------------------------------------
 
 
-def test_the_state_of_any_optimisers_is_restored(tmp_path: Path) -> None:
-    """Two optimisers over halves of a network: momentum buffers, step counts that are plain numbers, and AdamW."""
+def test_the_state_of_any_optimiser_is_restored(tmp_path: Path) -> None:
+    """A pair over halves of a network: momentum buffers, step counts that are plain numbers, and AdamW."""
 
-    def make() -> tuple[torch.nn.Linear, list[torch.optim.Optimizer]]:
+    def make() -> tuple[torch.nn.Linear, Pair]:
         torch.manual_seed(0)
         net = torch.nn.Linear(3, 2)
-        return net, [
-            torch.optim.SGD([net.weight], lr=0.1, momentum=0.9),
-            torch.optim.AdamW([net.bias], lr=0.1),
-        ]
+        return net, Pair(torch.optim.SGD([net.weight], lr=0.1, momentum=0.9), torch.optim.AdamW([net.bias], lr=0.1))
 
-    def steps(net: torch.nn.Linear, optimisers: list[torch.optim.Optimizer]) -> None:
+    def steps(net: torch.nn.Linear, optimiser: Pair) -> None:
         for _ in range(3):
             net(torch.ones(1, 3)).square().sum().backward()
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
+            optimiser.step()
+            optimiser.zero_grad()
 
-    net, optimisers = make()
-    steps(net, optimisers)
-    optimisers[0].state[net.weight]["count"] = 3  # not every optimiser keeps its numbers in tensors
-    folder = state.save(tmp_path, state.Progress(1), net, [], optimisers, keep_last=1)
-    other, others = make()
+    net, optimiser = make()
+    steps(net, optimiser)
+    optimiser.state[net.weight]["count"] = 3  # not every optimiser keeps its numbers in tensors
+    folder = state.save(tmp_path, state.Progress(1), net, [], optimiser, keep_last=1)
+    other, another = make()
     state.verify(folder)
-    assert state.restore(folder, other, [], others) == state.Progress(1)
-    assert others[0].state[other.weight]["count"] == 3
-    steps(net, optimisers)
-    steps(other, others)
+    assert state.restore(folder, other, [], another) == state.Progress(1)
+    assert another.state[other.weight]["count"] == 3
+    steps(net, optimiser)
+    steps(other, another)
     assert torch.equal(net.weight, other.weight) and torch.equal(net.bias, other.bias)

@@ -229,7 +229,7 @@ class Trainer:
     def _save(self) -> None:
         self.ranks.check()  # the first may have failed alone, at the log
         weights = parallel.own([*self.model.parameters(), *self.average])
-        _check_finite(self.done, dict(zip(["largest weight"], self.ranks.sum(_largest(weights)), strict=True)))
+        _check_finite(self.done, {"largest weight": self.ranks.sum(_largest(weights))[0]})
         valid = self.valid if self._due(self.config.eval_every) else {}
         state.save(
             self.folder,
@@ -262,16 +262,15 @@ class Trainer:
 
 
 def train_step(
-    replica: Replica, optimiser: state.Optimisers, batch: Batch, step: int, config: TrainConfig, guard: Guard
+    replica: Replica, optimiser: torch.optim.Optimizer, batch: Batch, step: int, config: TrainConfig, guard: Guard
 ) -> Step:
     """One optimiser step on this process's rows of the global batch."""
     # Dropout: the processes draw differently, one process as ever.
     torch.manual_seed(int(generator(config.seed, step, 2, *filter(None, [replica.ranks.rank])).initial_seed()))
     replica.model.train()
     rate = optim.learning_rate(step, config.max_steps, config.optim)
-    for member in state.members(optimiser):
-        optim.set_rates(member, rate / config.optim.lr)
-        member.zero_grad(set_to_none=True)
+    optim.set_rates(optimiser, rate / config.optim.lr)
+    optimiser.zero_grad(set_to_none=True)
     losses = []
     for i, (tokens, draw) in enumerate(batch.parts):
         with replica.accumulating(last=i == len(batch.parts) - 1):
@@ -284,8 +283,7 @@ def train_step(
     norm = replica.clip(config.optim.grad_clip)
     fault = guard.fault(total, norm)
     if fault is None:  # a bad step never reaches the weights
-        for member in state.members(optimiser):
-            member.step()
+        optimiser.step()
     return Step(batch.family, total, norm, fault)
 
 

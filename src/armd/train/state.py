@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,6 @@ from armd.train.parallel import ALONE, Ranks, own, share, whole
 
 FORMAT = 2
 
-Optimisers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
-
 
 @dataclass
 class Progress:
@@ -47,11 +45,6 @@ class Progress:
     step: int
     valid: dict[str, float] = field(default_factory=dict)
     guard: dict[str, Any] = field(default_factory=dict)
-
-
-def members(optimiser: Optimisers) -> list[torch.optim.Optimizer]:
-    """The optimisers of a run, be it one or several."""
-    return list(optimiser) if isinstance(optimiser, Sequence) else [optimiser]
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -79,7 +72,7 @@ def save(
     progress: Progress,
     model: nn.Module,
     average: list[Tensor],
-    optimiser: Optimisers,
+    optimiser: torch.optim.Optimizer,
     *,
     keep_last: int,
     keep_best: str | None = None,
@@ -189,7 +182,7 @@ def verify(folder: Path) -> None:
 
 
 def restore_newest(
-    run: Path, model: nn.Module, average: list[Tensor], optimiser: Optimisers, ranks: Ranks = ALONE
+    run: Path, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer, ranks: Ranks = ALONE
 ) -> tuple[Progress, list[str]]:
     """Load the newest checkpoint that is whole; returns its progress (step 0: there is none yet), and what is wrong
     with newer ones.
@@ -215,7 +208,7 @@ def _newest(run: Path) -> tuple[Path | None, list[str]]:
 
 
 @torch.no_grad()
-def restore(folder: Path, model: nn.Module, average: list[Tensor], optimiser: Optimisers) -> Progress:
+def restore(folder: Path, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer) -> Progress:
     """Load a checkpoint into model, average and optimiser, or this process's shares of them."""
     state = read_state(folder)
     weights = read_tensors(folder / "weights.safetensors")
@@ -236,38 +229,33 @@ def _fill(target: Tensor, value: Tensor) -> None:
         mine.copy_(given)
 
 
-# ---- the state of optimisers -----------------------------------------------------------------------------------------
+# ---- the state of an optimiser ---------------------------------------------------------------------------------------
 
 
-def _flatten(optimiser: Optimisers) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of every weight: tensors, and what else an optimiser keeps, by `optimiser.weight.name`."""
+def _flatten(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state of every weight: tensors, and what else an optimiser keeps, by `weight.name`."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    for i, member in enumerate(members(optimiser)):
-        for index, slot in member.state_dict()["state"].items():
-            for name, value in slot.items():
-                (tensors if isinstance(value, Tensor) else numbers)[f"{i}.{index}.{name}"] = value
+    for index, slot in optimiser.state_dict()["state"].items():
+        for name, value in slot.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{name}"] = value
     return tensors, numbers
 
 
-def _unflatten(optimiser: Optimisers, tensors: dict[str, Tensor], numbers: dict[str, Any], folder: Path) -> None:
-    states: list[dict[int, dict[str, Any]]] = [{} for _ in members(optimiser)]
-    weights = [list(_weights(member)) for member in members(optimiser)]
+def _unflatten(
+    optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any], folder: Path
+) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    weights = [weight for group in optimiser.param_groups for weight in group["params"]]
     for key, value in {**numbers, **tensors}.items():
-        i, index, name = key.split(".", 2)
+        index, _, name = key.partition(".")
         try:
-            weight = weights[int(i)][int(index)]
+            weight = weights[int(index)]
         except (IndexError, ValueError):
             raise UserError(f"{folder / 'optimiser.safetensors'} does not belong to this network: {key}") from None
         if isinstance(value, Tensor) and value.shape == weight.shape:
             value = share(value, weight)
         if isinstance(value, Tensor):
             value = value.clone()  # what was read may lie in a map of the file
-        states[int(i)].setdefault(int(index), {})[name] = value
-    for member, state in zip(members(optimiser), states, strict=True):
-        member.load_state_dict({"state": state, "param_groups": member.state_dict()["param_groups"]})
-
-
-def _weights(optimiser: torch.optim.Optimizer) -> Iterator[Tensor]:
-    for group in optimiser.param_groups:
-        yield from group["params"]
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
