@@ -30,6 +30,7 @@ from armd.request import make_request
 from armd.writer import Event
 
 HUGGING_FACE, AUTOREGRESSIVE = "hugging face gpt-2", "autoregressive"
+WARM_UP = 32  # tokens of a text written before anything is timed
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -58,7 +59,7 @@ class DecodeBench:
     diffusion_passes: int = 2
     """Passes of masked diffusion that are timed; all cost the same, so whole texts are extrapolated."""
     repeats: int = 3
-    """Rounds after the first, which warms up."""
+    """Rounds, after one of 32 tokens a text that warms up."""
     seed: int = 0
     """Of weights and texts."""
     device: str = "auto"
@@ -232,9 +233,18 @@ def decoding(
         for batch, length in itertools.product(options.batch, options.length):
             group = {"dtype": dtype, "batch": batch, "length": length}
             where = f"{dtype}, batch {batch}, N = {length}: "
-            entries = {c.name: c for c in _contestants(models, record["weight_bytes"], options, batch, length)}
-            jobs = {name: c.job for name, c in entries.items()}
-            times = alternate(jobs, options.repeats, device, lambda name, where=where: tell(where + name))  # type: ignore[misc]
+            tokens = length if options.tokens == "full" else options.tokens
+            entries, short = (
+                {c.name: c for c in _contestants(models, record["weight_bytes"], options, batch, length, count)}
+                for count in (tokens, min(tokens, WARM_UP))
+            )
+            times = alternate(
+                {name: c.job for name, c in entries.items()},
+                options.repeats,
+                device,
+                lambda name, where=where: tell(where + name),  # type: ignore[misc]
+                warm_up={name: c.job for name, c in short.items()},
+            )
             reference = next(times[c.name] for c in entries.values() if c.what == record["reference"])
             record["rows"] += [_row(c, group, times[name], reference) for name, c in entries.items()]
             record["bandwidth_bytes_per_second"] = max(record["bandwidth_bytes_per_second"], bandwidth(device))
@@ -267,9 +277,9 @@ def _models(
 
 
 def _contestants(
-    models: dict[str, Any], weights: dict[str, int], options: DecodeBench, batch: int, length: int
+    models: dict[str, Any], weights: dict[str, int], options: DecodeBench, batch: int, length: int, tokens: int
 ) -> Iterator[Contestant]:
-    tokens, seed = length if options.tokens == "full" else options.tokens, options.seed
+    seed = options.seed
     if HUGGING_FACE in models:
         job = hugging_face_writing(models[HUGGING_FACE], batch, tokens, seed)
         yield Contestant(HUGGING_FACE, "sequential", None, weights[HUGGING_FACE], job)

@@ -62,11 +62,16 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def alternate(
-    jobs: Mapping[str, Job], repeats: int, device: torch.device, tell: Callable[[str], object] = lambda name: None
+    jobs: Mapping[str, Job],
+    repeats: int,
+    device: torch.device,
+    tell: Callable[[str], object] = lambda name: None,
+    warm_up: Mapping[str, Job] | None = None,
 ) -> dict[str, Timing]:
     """Run all jobs in turn, `repeats` + 1 times; the first round warms up and is not counted.
 
-    Every second round runs backwards, so that a load that comes and goes meets no job at the same place each time.
+    The first round is `warm_up` where it is given: shorter jobs of the same names, for jobs that take minutes. Every
+    second round runs backwards, so that a load that comes and goes meets no job at the same place each time.
     """
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     work: dict[str, Work] = {}
@@ -75,7 +80,7 @@ def alternate(
             tell(name)
             _wait(device)
             began = time.perf_counter()
-            work[name] = jobs[name]()
+            work[name] = (warm_up or jobs)[name]() if repeat == 0 else jobs[name]()
             _wait(device)
             if repeat:
                 seconds[name].append((time.perf_counter() - began) / work[name].share)
