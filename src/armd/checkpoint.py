@@ -27,6 +27,15 @@ ARCHITECTURES: dict[str, type[Transformer]] = {
 }
 
 
+def name_of(model: Transformer) -> str:
+    """The architecture of a model, by which `ARCHITECTURES` knows it."""
+    for name, kind in ARCHITECTURES.items():
+        if type(model) is kind:
+            return name
+    kinds = ", ".join(kind.__name__ for kind in ARCHITECTURES.values())
+    raise UserError(f"model is a {type(model).__name__} and cannot be saved; it must be one of {kinds}")
+
+
 def check_shapes(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Refuse tensors that are not, name by name and shape by shape, those of the model."""
     wanted = model.state_dict()
@@ -55,10 +64,7 @@ def save(
         UserError: the folder cannot be written, the model is not ours, or the tokenizer has more tokens than it.
     """
     folder = Path(folder)
-    architecture = next((name for name, kind in ARCHITECTURES.items() if type(model) is kind), None)
-    if architecture is None:
-        kinds = ", ".join(kind.__name__ for kind in ARCHITECTURES.values())
-        raise UserError(f"model is a {type(model).__name__} and cannot be saved; it must be one of {kinds}")
+    architecture = name_of(model)
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}"
         raise UserError(f"tokenizer does not fit the model: it has {sizes}")

@@ -289,6 +289,18 @@ def test_train_json_and_phases_in_fewer_steps(folder: Path, capsys: pytest.Captu
     assert 4 < result["valid"]["left_to_right"] < 7
 
 
+def test_a_run_again_from_its_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["train", str(folder / "run" / "run.json"), "--data", str(folder / "data"), "--out"]
+    assert main([*again, str(folder / "again"), "--json"]) == 0
+    capsys.readouterr()
+    runs = [(folder / name / "model.safetensors").read_bytes() for name in ("run", "again")]
+    assert runs[0] == runs[1]
+    assert main([*again, str(folder / "other"), "--seed", "5", "--max-steps", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    assert main(["train", str(folder / "none.json"), "--data", str(folder / "data"), "--out", str(folder / "x")]) == 2
+    assert "none.json does not exist" in capsys.readouterr().err
+
+
 def test_demo_json(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def run(out: Path, **_: object) -> Path:
         out.mkdir()

@@ -127,6 +127,31 @@ def test_gradient_accumulation_equals_the_large_batch(
     assert runs[1] == pytest.approx(runs[0], rel=1e-4)
 
 
+def test_fine_tuning_starts_from_the_weights_of_another_run(data: Path, finished: Path, tmp_path: Path) -> None:
+    config = small(max_steps=2, init=str(finished), orders=OrderSchedule(sbp_steps=2, sbp_streams=(2,)))
+    train(
+        replace(config, max_steps=1, orders=OrderSchedule(), optim=OptimConfig(lr=1e-30)),
+        data,
+        tmp_path / "still",
+        quiet=True,
+    )
+    before, after = (load_file(run / "model.safetensors") for run in (finished, tmp_path / "still"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    train(config, data, tmp_path / "tuned", quiet=True)
+    finished_config = armd.load(finished)[0].config
+    wide = replace(finished_config, hidden_size=64)
+    with pytest.raises(UserError, match="is another network: it differs in hidden_size"):
+        train(replace(config, model=wide), data, tmp_path / "wide", quiet=True)
+    with pytest.raises(UserError, match="differs in architecture"):
+        train(
+            replace(config, architecture="ar", orders=OrderSchedule(), eval_orders=("left_to_right",)),
+            data,
+            tmp_path / "ar",
+            quiet=True,
+        )
+    assert not list((tmp_path / "wide").glob("*")) and not list((tmp_path / "ar").glob("*"))
+
+
 def test_batches_are_those_of_their_steps_and_their_errors_arrive(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(micro_batch_size=2)
     texts = armd.data.TokenDataset(data, "train", 32)

@@ -14,8 +14,8 @@ from armd.cli.terminal import parse, say
 from armd.data import Manifest
 from armd.errors import UserError
 from armd.files import json_text
-from armd.presets import PRESETS, for_architecture, get_preset, with_steps
-from armd.train import TrainConfig, train
+from armd.presets import PRESETS, Preset, for_architecture, get_preset, with_steps
+from armd.train import TrainConfig, load_config, train
 from armd.train.parallel import Ranks, joined
 
 
@@ -35,7 +35,7 @@ class TrainPaths:
 
 @dataclass(frozen=True)
 class Train(TrainPaths):
-    """Train a preset on prepared data: armd train PRESET --data DIR --out RUN [--any.field VALUE]."""
+    """Train a preset on prepared data: armd train PRESET|FILE.json --data DIR --out RUN [--any.field VALUE]."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(kw_only=True)
     """The run; every field of the preset can be set."""
@@ -65,9 +65,10 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
     if not argv or argv[0].startswith("-"):
         if not wants_help:
             raise UserError(f"armd train: name a preset first: {', '.join(PRESETS)}")
-        print(f"usage: armd train PRESET --data DIR --out RUN [--resume] [--any.field VALUE]\n\n{describe_presets()}")
+        print("usage: armd train PRESET|FILE.json --data DIR --out RUN [--resume] [--any.field VALUE]\n")
+        print(describe_presets())
         return
-    preset, prog = get_preset(argv[0]), f"armd train {argv[0]}"
+    preset, prog = preset_or_file(argv[0]), f"armd train {argv[0]}"
     if wants_help:
         parse(Train, argv[1:], prog, Train(tyro.MISSING, tyro.MISSING, config=preset(257, 256)))
     paths = parse(TrainPaths, argv[1:], prog, strict=False)
@@ -101,8 +102,15 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
     )
 
 
+def preset_or_file(name: str) -> Preset:
+    """The preset of a name; of a .json, the run that it holds, whatever the data."""
+    return (lambda vocab_size, eos_id: load_config(Path(name))) if name.endswith(".json") else get_preset(name)
+
+
 def describe_presets() -> str:
     lines = [f"  {name:<14}{(preset.__doc__ or '').splitlines()[0]}" for name, preset in PRESETS.items()]
-    return "\n".join(
-        ["presets:", *lines, "", "Every field of a preset is an option: armd train tiny --help lists them."]
+    notes = (
+        "Every field of a preset is an option: armd train tiny --help lists them.",
+        "A run.json is that run again.",
     )
+    return "\n".join(["presets:", *lines, "", *notes])

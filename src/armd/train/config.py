@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from armd.baselines import Denoiser, Draw
 from armd.checkpoint import ARCHITECTURES
 from armd.errors import UserError
 from armd.fields import check_types
+from armd.files import read_json
 from armd.model import ArmdConfig
 from armd.noise import Noise
 from armd.objective import WEIGHTINGS
@@ -103,6 +105,8 @@ class TrainConfig:
     """armd; or a baseline on the same layers: ar, ar+prefix, mdlm or bd3lm."""
     weighting: str = "likelihood"
     """Re-weighting of Eq. (2): likelihood (none), per_block or late."""
+    init: str = ""
+    """Run or model folder whose weights the run starts from: fine-tuning. Empty: random ones."""
     noise: tuple[float, float] = (1e-3, 1.0)
     """Least and greatest share of masked tokens that mdlm and bd3lm train on; 0.3 0.8 is a clipped schedule."""
     length: int = 0
@@ -261,3 +265,12 @@ def from_json(values: dict[str, Any]) -> TrainConfig:
     rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     rest.update(model=ArmdConfig(**values["model"]), orders=OrderSchedule(**orders), optim=OptimConfig(**optim))
     return TrainConfig(**rest)
+
+
+def load_config(run: Path) -> TrainConfig:
+    """The config a run was started with; `run` is its folder, or a file like the run.json there."""
+    path = run if run.suffix == ".json" else run / "run.json"
+    try:
+        return from_json(read_json(path)["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: it holds no config ({error!r})") from None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from armd.train import optim, parallel, state
 from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
 from armd.train.compiler import check_compiler
-from armd.train.config import EXECUTION, TrainConfig, from_json, to_json
+from armd.train.config import EXECUTION, TrainConfig, load_config, to_json
 from armd.train.gauge import Gauge
 from armd.train.guard import Guard
 from armd.train.log import Log, Silence, read_metrics
@@ -101,6 +100,8 @@ class Trainer:
         ranks.attempt(lambda: self._check_same(first))
         torch.manual_seed(config.seed)
         self.model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(self.device)
+        if config.init and not resume:
+            ranks.attempt(self._start_from)
         self.model.checkpoint_activations = config.checkpoint_activations
         if config.compile:
             self.model.compile_layers()
@@ -139,6 +140,15 @@ class Trainer:
         if self.identity != first:
             what = "options" if self.identity["data"] == first["data"] else "data"
             raise UserError(f"process {self.ranks.rank} has other {what} than process 0; start all with the same")
+
+    def _start_from(self) -> None:
+        """Take over the weights of another run of the same network; text length and dropout may differ."""
+        other, _ = checkpoint.load(self.config.init)
+        theirs, own = ({**asdict(m.config), "architecture": checkpoint.name_of(m)} for m in (other, self.model))
+        changed = sorted(k for k in own if theirs[k] != own[k] and k not in ("max_position_embeddings", "dropout"))
+        if changed:
+            raise UserError(f"init={self.config.init} is another network: it differs in {', '.join(changed)}")
+        self.model.load_state_dict(other.state_dict())
 
     def _restore(self) -> None:
         parts = self.model, self.average, self.optimiser
@@ -355,19 +365,10 @@ def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
         raise UserError(f"{path} is damaged: it holds no config")
     if before.get("data") != identity["data"]:
         raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
-    old, new = (json.loads(json.dumps(values["config"])) for values in (before, identity))
+    old, new = to_json(load_config(path.parent)), identity["config"]
     changed = sorted(name for name in new.keys() - set(EXECUTION) if old.get(name) != new[name])
     if changed:
         raise UserError(f"{path.parent} was started with other values of {', '.join(changed)}; --resume needs the same")
-
-
-def load_config(run: Path) -> TrainConfig:
-    """The config a run was started with."""
-    path = run / "run.json"
-    try:
-        return from_json(read_json(path)["config"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: it holds no config ({error!r})") from None
 
 
 # ---- weights in and out ----------------------------------------------------------------------------------------------
