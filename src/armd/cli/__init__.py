@@ -1,4 +1,5 @@
-"""The command line: armd prepare | plan | train | watch | plot | generate | evaluate | bench | demo.
+"""The command line: armd prepare | plan | train | watch | plot | generate | evaluate | bench | demo |
+reproduce.
 
 Exit status: 0 done, 2 the user's mistake (one line on standard error), 1 our failure or a run that stopped early.
 """
@@ -21,6 +22,7 @@ from armd.cli.plan import Plan, run_plan
 from armd.cli.plot import Plot, run_plot
 from armd.cli.prepare import Prepare, run_prepare
 from armd.cli.quality import EvaluateGeneration, run_quality
+from armd.cli.reproduce import Reproduce, run_reproduce
 from armd.cli.terminal import parse, say
 from armd.cli.train import Train, run_train
 from armd.cli.watch import Watch, run_watch
@@ -46,6 +48,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "bench decode": (DecodeBench, run_bench_decode),
     "bench train": (TrainBench, run_bench_train),
     "demo": (Demo, run_demo),
+    "reproduce": (Reproduce, run_reproduce),
 }
 
 

@@ -1,0 +1,149 @@
+"""armd reproduce: the experiments of the paper and our own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.table import Table
+
+from armd import reproduce
+from armd.cli.terminal import say, show
+from armd.errors import UserError
+from armd.files import json_text, read_json
+from armd.gpus import get_accelerator
+from armd.quantities import count, duration
+from armd.reproduce import EXPERIMENTS, Experiment, Study
+from armd.reproduce.page import MET
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train, measure and report experiments: armd reproduce NAME... --data DIR --out OUT; no name lists them."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Experiments, or all."""
+    data: Path | None = None
+    """Folder made by armd prepare."""
+    out: Path = Path("results")
+    """Folder for models, figures and sections; what is there already is not made again."""
+    scale: Literal["small", "paper"] = "small"
+    """small: two CPU cores and hours; paper: its shapes and budgets, planned here and trained on a cluster."""
+    seeds: int = 2
+    """Repetitions."""
+    jobs: int = 1
+    """Models trained at once, the cores divided among them."""
+    sets: Path | None = None
+    """Folder with folders lambada, wikitext-2 ... for zero-shot perplexities."""
+    puzzles: Path | None = None
+    """File of test puzzles."""
+    page: Path | None = None
+    """Write all sections that are in --out as this Markdown page, charts and records in a folder beside it."""
+    plan: bool = False
+    """Only tell what is left to train, what it costs, and the commands that do it."""
+    gpu: str = "h100"
+    """For the plan at paper scale: a100, h100 or h200."""
+    gpus: int = 8
+    """For the plan at paper scale: devices."""
+    utilisation: float = 0.4
+    """For the plan: share of the peak that is reached."""
+    json: bool = False
+    """Print the sections, or the plan, as one JSON object."""
+
+
+def run_reproduce(args: Reproduce) -> None:
+    if not args.names and args.page is None:
+        print(list_experiments())
+        return
+    names = list(EXPERIMENTS) if args.names == ("all",) else list(args.names)
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise UserError(f"experiment {name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}, or all")
+    if args.seeds < 1 or args.jobs < 1:
+        raise UserError(f"seeds={args.seeds} and jobs={args.jobs} must be at least 1")
+    studies = [_study(args, EXPERIMENTS[name]) for name in names]
+    if args.plan or (args.scale == "paper" and any(not run.finished for s in studies for run in s.all_runs())):
+        _plan(args, studies)
+        return
+    sections = [_carry_out(study, args) for study in studies]
+    if args.page:
+        written = reproduce.publish(args.out, args.scale, args.page, EXPERIMENTS.values())
+        say(f"written: {args.page} with {', '.join(written) or 'no section yet'}")
+    if args.json:
+        print(json_text({study.experiment.name: section for study, section in zip(studies, sections, strict=True)}))
+
+
+def list_experiments() -> str:
+    lines = [f"  {e.name:<12}{e.title}\n{'':14}{e.question}" for e in EXPERIMENTS.values()]
+    return "\n".join(["usage: armd reproduce NAME... --data DIR [--out OUT] [--page FILE.md]", "", *lines])
+
+
+def _study(args: Reproduce, experiment: Experiment) -> Study:
+    data = args.data
+    if experiment.prepare is not None:
+        data = args.out / "data" / experiment.name
+        if not (data / "manifest.json").exists():
+            say(f"preparing the data of {experiment.name}")
+            experiment.prepare(data)
+    if data is None:
+        raise UserError(f"experiment {experiment.name} needs --data, a folder made by armd prepare")
+    if args.sets is not None and not args.sets.is_dir():
+        raise UserError(f"sets={args.sets} is no folder")
+    return Study(experiment, args.out, data, args.scale, range(args.seeds), args.sets, args.puzzles, say)
+
+
+def _carry_out(study: Study, args: Reproduce) -> dict[str, object]:
+    left = [run for run in study.all_runs() if not run.finished]
+    if left:
+        say(f"{study.experiment.name}: training {len({run.key for run in left})} models")
+    reproduce.train_all(left, study.data, args.jobs)
+    section = reproduce.report(study, "armd " + " ".join(["reproduce", study.experiment.name, *_settings(args)]))
+    if not args.json:
+        for table in section.tables:
+            shown = Table(*table.columns, title=table.title)
+            for row in table.rows:
+                shown.add_row(*row)
+            show(shown, *table.notes)
+        for target in section.targets:
+            print(f"{MET[target.met]}: {target.claim}: {target.found}")
+    return read_json(args.out / "sections" / args.scale / f"{study.experiment.name}.json")
+
+
+def _settings(args: Reproduce) -> list[str]:
+    """What a record says of its command: no paths, which differ from machine to machine."""
+    words = ["--data DIR", f"--seeds {args.seeds}"] + ["--scale paper"] * (args.scale == "paper")
+    return words + [f"--{name} PATH" for name in ("sets", "puzzles") if getattr(args, name)]
+
+
+def _plan(args: Reproduce, studies: list[Study]) -> None:
+    gpu, gpus = ("cpu", 1) if args.scale == "small" else (args.gpu, args.gpus)
+    accelerator, found = get_accelerator(gpu), dict[str, reproduce.run.Cost]()
+    for study in studies:
+        found |= {cost.run.key: cost for cost in reproduce.costs(study, accelerator, gpus, args.utilisation)}
+    if args.json:
+        rows = [
+            {"name": c.run.name, "seed": c.run.seed, "tokens": c.tokens, "days": c.days, "line": c.line}
+            for c in found.values()
+        ]
+        print(json_text({"accelerator": accelerator.name, "gpus": gpus, "left": rows}))
+        return
+    table = Table(
+        "model",
+        "seed",
+        "tokens",
+        "time",
+        title=f"left to train, {gpus} x {accelerator.name}, utilisation {args.utilisation:g}",
+    )
+    for cost in found.values():
+        table.add_row(cost.run.name, str(cost.run.seed), count(cost.tokens), duration(86400 * cost.days))
+    total = sum(cost.days for cost in found.values())
+    table.add_row("all", "", count(sum(cost.tokens for cost in found.values())), duration(86400 * total))
+    show(table)
+    if args.scale == "paper":
+        say("each by one of these lines; then run this command again to measure and report:")
+        for cost in found.values():
+            print(cost.line)
+    sys.stdout.flush()

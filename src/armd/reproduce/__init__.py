@@ -1,0 +1,24 @@
+"""`armd reproduce`: experiments as recipes, at the paper's scale and at one that two cores can run."""
+
+from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
+from armd.reproduce.experiments import EXPERIMENTS
+from armd.reproduce.farm import train_all
+from armd.reproduce.run import costs, publish, report
+from armd.reproduce.study import Run, Study
+
+__all__ = [
+    "EXPERIMENTS",
+    "Experiment",
+    "Figure",
+    "Model",
+    "Run",
+    "Section",
+    "Setting",
+    "Study",
+    "Table",
+    "Target",
+    "costs",
+    "publish",
+    "report",
+    "train_all",
+]

@@ -1,0 +1,88 @@
+"""The configs that experiments share, at both scales, so that they share trained models too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from armd.orders import OrderSchedule
+from armd.presets import for_architecture, paper_lm1b, paper_small, tiny, with_steps
+from armd.reproduce.experiment import Model, Setting
+from armd.train import OptimConfig, TrainConfig
+
+SMALL_STEPS = 800
+SMALL_TEXTS = 16  # in a step, of 256 tokens
+
+OPTIM = OptimConfig(name="muon", lr=2e-3, warmup_steps=50)
+"""Of all small models, whatever their architecture."""
+
+
+def progressive(steps: int, rho: int = 8, **changes: Any) -> OrderSchedule:
+    """Left to right for the first fifth, rho shuffled tokens after three fifths."""
+    return OrderSchedule(ar_steps=steps // 5, perm_steps=3 * steps // 5, rho=rho, **changes)
+
+
+def mixed(steps: int, rho: int = 8) -> OrderSchedule:
+    """`progressive`, with some wholly random orders all along."""
+    return progressive(steps, rho, floors={"uniform": 0.2})
+
+
+def small(setting: Setting, steps: int = SMALL_STEPS, **changes: Any) -> TrainConfig:
+    """3M parameters, texts of 256 tokens; `changes` are fields of the network."""
+    base = tiny(setting.vocab_size, setting.eos_id)
+    return replace(
+        base,
+        model=replace(base.model, **changes),
+        orders=mixed(steps),
+        optim=OPTIM,
+        batch_size=SMALL_TEXTS * 256 // changes.get("max_position_embeddings", 256),
+        max_steps=steps,
+        eval_texts=64,
+        eval_every=max(steps // 12, 1),
+        eval_orders=("left_to_right", "uniform"),
+        save_every=max(steps // 4, 1),
+        keep_last=1,
+    )
+
+
+def armd(setting: Setting) -> TrainConfig:
+    """The ARMD model of the scale."""
+    return small(setting) if setting.scale == "small" else paper_small(setting.vocab_size, setting.eos_id)
+
+
+def sentences(setting: Setting) -> TrainConfig:
+    """ARMD on texts of 128 tokens with the long schedule that the paper uses for LM1B."""
+    if setting.scale == "paper":
+        return paper_lm1b(setting.vocab_size, setting.eos_id)
+    base = small(setting, max_position_embeddings=128)
+    steps = base.max_steps
+    return replace(base, orders=OrderSchedule(ar_steps=steps // 3, perm_steps=steps, rho=8))
+
+
+def baselines(config: TrainConfig) -> dict[str, Model]:
+    """AR, AR with our prefix layer, masked and block diffusion: same shape, data, steps and optimiser."""
+
+    def other(architecture: str, **changes: Any) -> Model:
+        found = for_architecture(config, architecture)
+        return Model(replace(found, model=replace(found.model, **changes)))
+
+    return {
+        "AR": other("ar"),
+        "AR + prefix": other("ar+prefix"),
+        "MDLM": other("mdlm"),
+        "BD3-LM 16": other("bd3lm", block_size=16),
+        "BD3-LM 4": other("bd3lm", block_size=4),
+    }
+
+
+def strided(config: TrainConfig, steps: int) -> TrainConfig:
+    """Strided fine-tuning for `steps` steps (i_SBP) from a model's weights, at a fifth of its learning rate."""
+    optim = replace(config.optim, lr=config.optim.lr / 5, muon_lr=config.optim.muon_lr / 5, warmup_steps=steps // 20)
+    orders = OrderSchedule(sbp_steps=steps, sbp_streams=(1, 2, 4))
+    tuned = replace(config, optim=optim, orders=OrderSchedule(), max_steps=steps)
+    return replace(tuned, orders=orders, eval_every=max(steps // 4, 1), save_every=max(steps // 2, 1))
+
+
+def shortened(config: TrainConfig, share: float) -> TrainConfig:
+    """The same run, schedules and all, in a share of the steps."""
+    return with_steps(config, max(round(config.max_steps * share), 1))

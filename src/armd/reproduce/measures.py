@@ -1,0 +1,109 @@
+"""What experiments measure in a trained model: functions of (study, run) that return JSON values, made once each."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from armd.chart import Series, drawing, finite_points, safe
+from armd.decode import generate
+from armd.evals import SETS, evaluate, pack, read_meter, read_set, zero_shot, zero_shot_protocol
+from armd.evals.zeroshot import PACKINGS
+from armd.model import Armd
+from armd.reproduce.study import Run, Study
+
+LOOKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000")
+"""Okabe and Ito's colours, which remain apart for the colour-blind."""
+STYLE = (
+    "text { font: 11px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 13px; fill: #111 }"
+    ".paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }"
+    ".line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round }"
+    + "".join(f".r{i} {{ color: {colour} }}" for i, colour in enumerate(LOOKS))
+)
+
+
+def scores(study: Study, run: Run, *, orders: str, texts: int = 512) -> list[dict[str, Any]]:
+    """Held-out likelihood by order, in float32; see `evals.evaluate`."""
+    model, _ = run.load()
+    return [asdict(score) for score in evaluate(model, study.dataset(run), orders.split(","), texts=texts)]
+
+
+def score(study: Study, run: Run, order: str, texts: int = 512) -> dict[str, Any]:
+    """The first score of one order."""
+    found: dict[str, Any] = study.measure(run, scores, orders=order, texts=texts)[0]
+    return found
+
+
+def main_order(run: Run) -> str:
+    """What a model is compared by: left to right, or its bound."""
+    return "bound:8" if run.config.architecture in ("mdlm", "bd3lm") else "left_to_right"
+
+
+def meter(study: Study, run: Run, *, streams: int, texts: int = 64) -> dict[str, Any]:
+    """The likelihood meter of a number of streams; see `evals.read_meter`."""
+    model, _ = run.load()
+    assert isinstance(model, Armd)
+    return asdict(read_meter(model, study.dataset(run), streams, texts=texts))
+
+
+def exact_writing(study: Study, run: Run, *, streams: int, texts: int = 8) -> dict[str, Any]:
+    """Texts written by mode exact and one token at a time from the same seed: passes, and how many are equal."""
+    model, _ = run.load()
+    options: dict[str, Any] = {"length": run.config.text_length, "batch_size": texts, "seed": 0, "stop": False}
+    exact, one = (generate(model, streams=streams, mode=mode, **options) for mode in ("exact", "sequential"))
+    return {
+        "tokens_per_pass": exact.tokens_per_pass,
+        "acceptance": exact.acceptance,
+        "equal": int((exact.tokens == one.tokens).all(dim=1).sum()),
+        "texts": texts,
+    }
+
+
+def zero_shot_scores(study: Study, run: Run, *, name: str, order: str, texts: int = 512) -> dict[str, Any]:
+    """Perplexity on another data set, protocol `sedd` of the paper's table, with its protocol line."""
+    model, tokenizer = run.load()
+    length = run.config.text_length
+    chunks = pack(read_set(name, None, study.sets), SETS[name][1], tokenizer, PACKINGS["sedd"], length)
+    found = next(iter(zero_shot(model, name, chunks, [order], texts=texts)))
+    protocol = zero_shot_protocol(name, None, "sedd", tokenizer, chunks, texts)
+    return {"word_perplexity": found.word_perplexity, **asdict(found.score), "protocol": protocol.line}
+
+
+def parameters(study: Study, run: Run) -> int:
+    """Parameters of the network, embeddings included."""
+    return run.load()[0].num_parameters()
+
+
+# ---- charts ----------------------------------------------------------------------------------------------------------
+
+
+def svg(title: str, lines: dict[str, list[tuple[float, float]]], axes: tuple[str, str], **options: Any) -> str:
+    """Lines by name, with a legend below them, as a whole SVG file; options are those of `chart.drawing`."""
+    series = [
+        Series(name, finite_points(points), f"r{i % len(LOOKS)}", "circle" * (len(points) < 24))
+        for i, (name, points) in enumerate(lines.items())
+    ]
+    drawn = drawing(title, ", ".join(lines), series, axes, **options)
+    names, rows = list(lines), -(-len(lines) // 2)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 330 {250 + 18 * rows}" width="660">',
+        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>',
+        f'<text class="head" x="10" y="20">{safe(title)}</text>',
+        f'<svg x="10" y="30" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>',
+    ]
+    for i, name in enumerate(names):
+        x, y = 12 + 160 * (i // rows), 250 + 18 * (i % rows)
+        mark = f'<g class="r{i % len(LOOKS)}"><path class="line" d="M0 0h22"/></g>'
+        out.append(f'<g transform="translate({x} {y})">{mark}<text x="28" y="4">{safe(name)}</text></g>')
+    return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def mean_curve(study: Study, name: str, order: str) -> list[tuple[float, float]]:
+    """Million tokens against held-out nats per token, the mean over the seeds that got as far."""
+    curves = [run.curve() for run in study.runs(name)]
+    points = []
+    for at in zip(*curves, strict=False):
+        values = [valid[order] for _, valid in at if order in valid]
+        if len(values) == len(curves):
+            points.append((at[0][0] / 1e6, sum(values) / len(values)))
+    return points

@@ -1,0 +1,93 @@
+"""Sections of results as a Markdown page: targets first, then every experiment with its tables, charts and terms."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from armd.files import write_json, write_text
+
+MET = {True: "met", False: "missed", None: "not measured"}
+
+HEAD = """# Results
+
+What `armd reproduce` found; nothing here was written by hand. Figures are means over the seeds with half the distance
+between the least and the greatest; perplexities and losses come from texts that no model was trained on. A target that
+was missed says so.
+"""
+
+
+def spread(values: Sequence[float | None], form: str = ".4f") -> str:
+    """Mean and half the range of some values, a dash for none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "\u2013"
+    mean = format(statistics.mean(known), form)
+    return mean if len(known) == 1 else f"{mean} ± {format((max(known) - min(known)) / 2, form)}"
+
+
+def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the page, and beside it a folder of its name with a JSON record and the charts of every section.
+
+    Args:
+        path: a .md file.
+        sections: name of the experiment -> its record, in the order of the page.
+    """
+    folder = path.with_suffix("")
+    parts = [HEAD, _targets(sections)]
+    for name, record in sections.items():
+        section = record["section"]
+        for i, figure in enumerate(section["figures"]):
+            write_text(folder / f"{name}-{i + 1}.svg", figure["svg"])
+        kept = [{key: figure[key] for key in ("title", "tells")} for figure in section["figures"]]
+        write_json(folder / f"{name}.json", {**record, "section": {**section, "figures": kept}})
+        parts.append(_section(name, record, folder.name))
+    write_text(path, "\n".join(parts))
+
+
+def _targets(sections: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [f"[{record['title']}](#{_anchor(record['title'])})", t["claim"], t["found"], MET[t["met"]]]
+        for record in sections.values()
+        for t in record["section"]["targets"]
+    ]
+    return _table(("experiment", "target", "found", ""), rows) if rows else ""
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
+    section = record["section"]
+    out = [f"## {record['title']}\n", f"{record['question']}\n"]
+    if section["text"]:
+        out.append(f"{section['text']}\n")
+    for i, figure in enumerate(section["figures"]):
+        out.append(f"![{_plain(figure['title'])}: {_plain(figure['tells'])}]({folder}/{name}-{i + 1}.svg)\n")
+    for table in section["tables"]:
+        out += [f"**{table['title']}**\n", _table(table["columns"], table["rows"])]
+        out += [f"<sub>{_plain(note)}</sub>\n" for note in table["notes"]]
+    for target in section["targets"]:
+        out.append(f"* {target['claim']}: **{MET[target['met']]}**. {target['found']}")
+    machine, made = record["machine"], f"`{record['command']}`, commit {record['commit']}"
+    where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    seeds = ", ".join(map(str, record["seeds"]))
+    out.append(
+        f"\n<sub>Made with {made}, seeds {seeds}; {where}; training took {record['hours']:.1f} hours of its models' "
+        f"time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
+    )
+    return "\n".join(out)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(_plain, cells))} |" for cells in lines) + "\n"
+
+
+def _plain(text: object) -> str:
+    """Text that cannot end a cell or a link."""
+    return re.sub(r"([|\[\]<>])", r"\\\1", str(text).replace("\n", " ")) if "](" not in str(text) else str(text)

@@ -1,0 +1,82 @@
+"""`armd reproduce`: plan, train, measure, report; every step goes on where an earlier one was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from armd.bench.timing import commit, machine
+from armd.errors import UserError
+from armd.files import read_json, write_json
+from armd.gpus import Accelerator
+from armd.plan import Machine, plan
+from armd.reproduce.experiment import Experiment, Section
+from armd.reproduce.farm import distinct, line
+from armd.reproduce.page import write_page
+from armd.reproduce.study import Run, Study
+
+
+def report(study: Study, command: str) -> Section:
+    """Measure the trained models of a study and keep the section, with where it comes from, in OUT/sections."""
+    experiment = study.experiment
+    section = experiment.report(study)
+    runs = [run for run in study.all_runs() if run.finished]
+    done = [read_json(run.folder / "done.json") for run in {run.key: run for run in runs}.values()]
+    record = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "question": experiment.question,
+        "command": command,
+        "commit": commit(),
+        "trained_at": sorted({str(values["commit"]) for values in done}),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(torch.device("cpu")),
+        "scale": study.scale,
+        "seeds": sorted({run.seed for run in runs}),
+        "hours": sum(values["seconds"] for values in done) / 3600,
+        "models": [_model(run) for run in runs],
+        "section": dataclasses.asdict(section),
+    }
+    write_json(study.out / "sections" / study.scale / f"{experiment.name}.json", record)
+    return section
+
+
+def _model(run: Run) -> dict[str, Any]:
+    return {"name": run.name, "seed": run.seed, "key": run.key, "tokens": run.tokens, "curve": run.curve()}
+
+
+def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]) -> list[str]:
+    """Write the page of all sections that are there; returns their names."""
+    if page.suffix != ".md":
+        raise UserError(f"page={page} must end in .md")
+    records: dict[str, Mapping[str, Any]] = {}
+    for experiment in experiments:
+        path = out / "sections" / scale / f"{experiment.name}.json"
+        if path.exists():
+            records[experiment.name] = read_json(path)
+    write_page(page, records)
+    return list(records)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What is left to train of one model: tokens, days on the planned machine, and the line that does it."""
+
+    run: Run
+    tokens: int
+    days: float
+    line: str
+
+
+def costs(study: Study, accelerator: Accelerator, gpus: int, utilisation: float) -> list[Cost]:
+    """The plan of every run that is not there yet, by `armd plan`'s arithmetic."""
+    found = []
+    for run in distinct(study.all_runs()):
+        budget = plan(run.config, Machine(accelerator, gpus, utilisation), [run.config.max_steps])["budgets"][0]
+        found.append(Cost(run, budget["tokens"], budget["seconds"] / 86400, line(run, study.data, gpus)))
+    return found
