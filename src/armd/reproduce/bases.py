@@ -11,7 +11,8 @@ from armd.reproduce.experiment import Model, Setting
 from armd.train import OptimConfig, TrainConfig
 
 SMALL_STEPS = 800
-SMALL_TEXTS = 16  # in a step, of 256 tokens
+SMALL_LENGTH, SMALL_TEXTS = 256, 16  # tokens of a text, and texts of them in a step
+SENTENCE = 128
 
 OPTIM = OptimConfig(name="muon", lr=2e-3, warmup_steps=50)
 """Of all small models, whatever their architecture."""
@@ -27,15 +28,17 @@ def mixed(steps: int, rho: int = 8) -> OrderSchedule:
     return progressive(steps, rho, floors={"uniform": 0.2})
 
 
-def small(setting: Setting, steps: int = SMALL_STEPS, **changes: Any) -> TrainConfig:
-    """3M parameters, texts of 256 tokens; `changes` are fields of the network."""
+def small(setting: Setting, share: float = 1.0, **changes: Any) -> TrainConfig:
+    """3M parameters, texts of 256 tokens, a share of `SMALL_STEPS`; `changes` are fields of the network."""
+    changes = {"max_position_embeddings": SMALL_LENGTH, **changes}
+    steps = round(share * SMALL_STEPS)
     base = tiny(setting.vocab_size, setting.eos_id)
     return replace(
         base,
         model=replace(base.model, **changes),
         orders=mixed(steps),
         optim=OPTIM,
-        batch_size=SMALL_TEXTS * 256 // changes.get("max_position_embeddings", 256),
+        batch_size=max(SMALL_TEXTS * SMALL_LENGTH // changes["max_position_embeddings"], 1),
         max_steps=steps,
         eval_texts=64,
         eval_every=max(steps // 12, 1),
@@ -54,7 +57,7 @@ def sentences(setting: Setting) -> TrainConfig:
     """ARMD on texts of 128 tokens with the long schedule that the paper uses for LM1B."""
     if setting.scale == "paper":
         return paper_lm1b(setting.vocab_size, setting.eos_id)
-    base = small(setting, max_position_embeddings=128)
+    base = small(setting, max_position_embeddings=SENTENCE)
     steps = base.max_steps
     return replace(base, orders=OrderSchedule(ar_steps=steps // 3, perm_steps=steps, rho=8))
 

@@ -8,6 +8,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
+from armd.checkpoint import ARCHITECTURES
 from armd.orders import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import OPTIM, armd, mixed, progressive, shortened, small
@@ -34,7 +35,7 @@ def likelihood(study: Study, title: str, names: Sequence[str], *more: tuple[str,
 
 def _nats(study: Study, run: Run, order: str) -> float | None:
     """None where a model knows left to right only."""
-    if run.config.architecture == "ar" and order != "left_to_right":
+    if not ARCHITECTURES[run.config.architecture].any_order and order != "left_to_right":
         return None
     value: float = score(study, run, order)["nats_per_token"]
     return value
@@ -115,7 +116,7 @@ def layer_models(setting: Setting) -> dict[str, Model]:
             config = armd(setting)
             config = replace(config, model=replace(config.model, **shape))
         else:
-            config = small(setting, 400, **shape)
+            config = small(setting, 0.5, **shape)
         return Model(replace(config, orders=FAMILIES[family](config.max_steps)))
 
     layers = armd(setting).model.num_hidden_layers
@@ -218,7 +219,7 @@ def recipe_report(study: Study) -> Section:
     goal, own = _mean(study, ADAMW), {share: _mean(study, _budget("Muon", share)) for share in BUDGETS}
     reached = [share for share, nats in own.items() if nats is not None and goal is not None and nats <= goal]
     known = goal is not None and None not in own.values()
-    budgets = ", ".join(f"{nats:.4f} at {share:g}" for share, nats in own.items())
+    budgets = ", ".join(f"{nats:.4f} at {share:g}" for share, nats in own.items() if nats is not None)
     found = f"AdamW {goal:.4f} nats; Muon {budgets} of the tokens" if known else "a model is missing"
     claim = "Muon has AdamW's held-out loss after at most 0.7 of its tokens"
     return Section("", [table], [figure], [Target(claim, found, min(reached, default=9.0) <= 0.7 if known else None)])
