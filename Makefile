@@ -3,13 +3,17 @@
 # make lint   the first three of these
 # make test-long  exact decoding against one token at a time on 4,000 random requests (half an hour)
 # make test-crash  30 kills of a training run at random moments, resumed each time, against a run left alone (minutes)
+# make results DATA=...  every experiment at small scale, into results/ and docs/results.md (many hours on 2 cores; resumes)
 # make bench  speed of training steps and decoding on this machine
 # make .venv  only the virtual environment
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long test-crash lint format bench wheel clean
+DATA ?= data
+JOBS ?= 2
+
+.PHONY: demo test test-long test-crash results lint format bench wheel clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,6 +32,10 @@ test-long: .venv
 
 test-crash: .venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/crash.py --kills 30
+
+results: .venv
+	$(BIN)/armd reproduce all --data $(DATA) $(if $(SETS),--sets $(SETS)) $(if $(PUZZLES),--puzzles $(PUZZLES)) \
+	    --out results --jobs $(JOBS) --page docs/results.md
 
 lint: .venv
 	$(BIN)/ruff check .

@@ -1,0 +1,188 @@
+"""The paper's table of generative perplexity: quality of texts by steps, by rho and by strided fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from statistics import fmean
+from typing import Any
+
+from armd.evals import Writing, own_judge, quality_protocol, write_and_judge
+from armd.orders import OrderSchedule
+from armd.presets import for_architecture
+from armd.reproduce.bases import armd, baselines, progressive, strided
+from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
+from armd.reproduce.measures import svg
+from armd.reproduce.page import spread
+from armd.reproduce.paper import GENERATION
+from armd.reproduce.study import Run, Study
+
+JUDGE, SAMPLES = "evaluator", 32
+TEMPERATURES = (0.7, 0.85, 1.0)
+DIFFUSION = ("MDLM", "BD3-LM 4")
+SHARES = (1, 2, 4)
+"""Tokens a step."""
+
+
+def models(setting: Setting) -> dict[str, Model]:
+    config = armd(setting)
+    steps, small = config.max_steps, setting.scale == "small"
+    tunings = {f"i_SBP {n:,}": n for n in ((steps // 16, steps // 8, steps // 4) if small else (10_000, 50_000, 80_000))}
+    rhos = (8, 4) if small else (32, 16)
+    found = {"AR": baselines(config)["AR"], **{name: baselines(config)[name] for name in DIFFUSION}}
+    for rho in rhos:
+        base, orders = f"ARMD, rho {rho}", config.orders
+        schedule = progressive(steps, rho, floors=orders.floors) if small else replace(orders, rho=rho)
+        found[base] = Model(replace(config, orders=schedule))
+        for name, tuning in tunings.items():
+            if rho == rhos[0] or tuning in (min(tunings.values()), max(tunings.values())):
+                found[f"{base}, {name}"] = Model(strided(config, tuning), parent=base)
+    return {**found, JUDGE: Model(evaluator(config), seeds=1)}
+
+
+def evaluator(config: Any) -> Any:
+    """A larger autoregressive model, trained apart on the same texts, that reads what the others write."""
+    shape = config.model
+    wide = replace(shape, hidden_size=shape.hidden_size * 4 // 3, num_hidden_layers=shape.num_hidden_layers * 4 // 3)
+    larger = replace(config, model=replace(wide, query="kernel"), orders=OrderSchedule(), seed=0)
+    return for_architecture(replace(larger, max_steps=config.max_steps * 3 // 2), "ar+prefix")
+
+
+# ---- measures --------------------------------------------------------------------------------------------------------
+
+
+def texts(study: Study, run: Run, *, each: int, mode: str, temperature: float, judge: str) -> dict[str, Any]:
+    """Texts of one temperature at `each` tokens a step, judged by the evaluator whose key is `judge`."""
+    (reader,) = study.runs(JUDGE)
+    assert reader.key == judge
+    own, said = reader.load()
+    length = run.config.text_length
+    if run.config.architecture in ("mdlm", "bd3lm"):
+        block = run.config.model.block_size if run.config.architecture == "bd3lm" else length
+        writing = Writing(length, steps=max(block // each, 1), samples=SAMPLES, rows=SAMPLES)
+    else:
+        writing = Writing(length, streams=each, mode=mode, samples=SAMPLES, rows=SAMPLES)
+    model, tokenizer = run.load()
+    judging = own_judge(own, said, "our larger AR model")
+    found = asdict(write_and_judge(model, tokenizer, judging, writing, temperature))
+    found["texts"] = found["texts"][:2]
+    return {**found, "protocol": quality_protocol(model, tokenizer, judging, writing).line}
+
+
+def frontier(study: Study, name: str, each: int, mode: str = "parallel") -> list[list[dict[str, Any]]]:
+    """The texts of every finished run of a model, temperature by temperature: seeds x temperatures."""
+    judges = study.runs(JUDGE)
+    if not judges:
+        return []
+    options = {"each": each, "mode": mode, "judge": judges[0].key}
+    return [
+        [study.measure(run, texts, temperature=temperature, **options) for temperature in TEMPERATURES]
+        for run in study.runs(name)
+    ]
+
+
+# ---- report ----------------------------------------------------------------------------------------------------------
+
+
+def report(study: Study) -> Section:
+    names = [run.name for run in study.all_runs() if run.seed == study.seeds[0] and run.name != JUDGE]
+    found = {
+        (name, each): frontier(study, name, each, "parallel" if each > 1 else "sequential")
+        for name in names
+        for each in (SHARES if name != "AR" else (1,))
+    }
+    found = {key: seeds for key, seeds in found.items() if seeds}
+    rows = []
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = [_cell(found.get((name, each), [])) for each in SHARES]
+        rows.append([name, *cells])
+    protocols = dict.fromkeys(row["protocol"] for seeds in found.values() for row in seeds[0][:1])
+    ours = Table(
+        "Ours: generative perplexity (entropy in nats) at temperature 1, by tokens a step",
+        ("model", *(f"{each} ({'T = N' if each == 1 else f'T = N/{each}'})" for each in SHARES)),
+        rows,
+        list(protocols),
+    )
+    paper = Table(
+        "The paper: N = 1,024, under gpt2-large",
+        ("model", "T = 1024", "T = 512", "T = 256"),
+        [[name, *cells] for name, cells in GENERATION.items()],
+    )
+    best = _best(names)
+    shown = {
+        f"{name}, {each} a step": _line(found[name, each])
+        for name, each in [("AR", 1), *((best, each) for each in SHARES), *(("MDLM", each) for each in SHARES)]
+        if (name, each) in found
+    }
+    drawn = svg("Quality against diversity", shown, ("entropy, nats", "generative perplexity"), log_y=True)
+    figure = Figure("Quality against diversity", drawn, "a line for each writer, a mark for each temperature")
+    return Section("", [ours, paper], [figure], _targets(found, best))
+
+
+def _best(names: list[str]) -> str:
+    """The model with the longest fine-tuning of the first rho."""
+    return [name for name in names if name.startswith(names[_first(names)])][-1]
+
+
+def _first(names: list[str]) -> int:
+    return next((i for i, name in enumerate(names) if name.startswith("ARMD")), 0)
+
+
+def _cell(seeds: list[list[dict[str, Any]]]) -> str:
+    last = [rows[-1] for rows in seeds]
+    if not last:
+        return ""
+    entropy = fmean(row["entropy"] for row in last)
+    return f"{spread([row['generative_perplexity'] for row in last], '.1f')} ({entropy:.2f})"
+
+
+def _line(seeds: list[list[dict[str, Any]]]) -> list[tuple[float, float]]:
+    """Mean entropy and mean perplexity over the seeds, temperature by temperature."""
+    return [
+        (fmean(row["entropy"] for row in at), fmean(row["generative_perplexity"] for row in at))
+        for at in zip(*seeds, strict=True)
+    ]
+
+
+def at_entropy(line: list[tuple[float, float]], entropy: float) -> float | None:
+    """The perplexity of a frontier at an entropy, between its marks on a straight line; None outside them."""
+    points = sorted(line)
+    for (low, first), (high, second) in zip(points, points[1:], strict=False):
+        if low <= entropy <= high:
+            return first + (second - first) * (entropy - low) / ((high - low) or 1.0)
+    return None
+
+
+def _targets(found: dict[tuple[str, int], list[list[dict[str, Any]]]], best: str) -> list[Target]:
+    """At the entropies of the sequential texts that all writers compared reach."""
+    lines = {key: _line(seeds) for key, seeds in found.items()}
+    own = lines.get((best, 1))
+    targets = []
+    for each in SHARES[1:]:
+        claim = f"{each} tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy"
+        targets.append(_compared(claim, lines.get((best, each)), own, 1.1, least=False))
+    for each in SHARES:
+        claim = f"MDLM at {each} a step at least 1.5 times the perplexity of ARMD at {each}, at equal entropy"
+        targets.append(_compared(claim, lines.get(("MDLM", each)), lines.get((best, each)), 1.5, least=True))
+    return targets
+
+
+def _compared(
+    claim: str, line: list[tuple[float, float]] | None, own: list[tuple[float, float]] | None, bar: float, least: bool
+) -> Target:
+    """The ratio of two frontiers, mean over the marks of the second that lie within the first."""
+    ratios = [other / y for x, y in own or [] if (other := at_entropy(line or [], x)) is not None]
+    if not ratios:
+        return Target(claim, "no entropy that both reach" if own and line else "a model is missing", None)
+    ratio = fmean(ratios)
+    told = f"{ratio:.3f} times, at {len(ratios)} entropies"
+    return Target(claim, told, ratio >= bar if least else ratio <= bar)
+
+
+TABLE2 = Experiment(
+    "table2",
+    "Texts by steps (the paper's Table 2)",
+    "How good are texts written with fewer steps, by rho and by length of the strided fine-tuning, beside AR and masked "
+    "diffusion at the same number of steps? Perplexity is that of a larger AR model, never without entropy.",
+    models,
+    report,
+)
