@@ -188,3 +188,17 @@ def swatch(style: str, marks: str, label: str) -> str:
 
 def legend(items: Iterable[str]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def legend_rows(lines: Iterable[tuple[str, str, str]], width: float) -> tuple[str, int]:
+    """The legend of a picture without a page: style, marks and name of each line, in rows of this width; its height."""
+    out, x, y = [], 12.0, 10
+    for style, marks, name in lines:
+        wide = 54 + 6.2 * len(name)
+        if x > 12 and x + wide > width:
+            x, y = 12.0, y + 18
+        line = f'<path class="line" d="M2 8h30"/><g class="marks">{MARKS[marks](17, 8)}</g>'
+        text = f'<text x="38" y="12">{safe(name)}</text>'
+        out.append(f'<g transform="translate({x:g} {y})"><g class="{style}">{line}</g>{text}</g>')
+        x += wide
+    return "".join(out), y + 30

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armd.chart import MARKS, Point, Series, drawing, finite_points, safe
+from armd.chart import Point, Series, drawing, finite_points, legend_rows, safe
 from armd.errors import UserError
 from armd.fields import is_number
 from armd.train import TrainConfig, load_config
@@ -98,7 +98,7 @@ def plot(runs: Sequence[Run], keys: Sequence[str], x: str = "tokens") -> str:
     """
     charts = [chart for key in keys for chart in _charts(runs, key, x)]
     wide, high, columns = 330, 246, min(len(charts), 3)
-    legend, top = _legend(runs, columns * wide)
+    legend, top = legend_rows(((_look(i), "circle", run.name) for i, run in enumerate(runs)), columns * wide)
     width, height = columns * wide, top + high * -(-len(charts) // columns)
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{max(width, 660)}">',
@@ -166,18 +166,3 @@ def _settled(points: list[Point]) -> list[float]:
         return [y for _, y in points]
     (first, _), (last, _) = points[0], points[-1]
     return [y for x, y in points if x >= first + (last - first) / 10]
-
-
-def _legend(runs: Sequence[Run], width: int) -> tuple[str, int]:
-    """Lines and names of the runs in rows of this width, and the height they take."""
-    out, x, y = [], 12.0, 10
-    for i, run in enumerate(runs):
-        wide = 54 + 6.2 * len(run.name)
-        if x > 12 and x + wide > width:
-            x, y = 12.0, y + 18
-        marks = MARKS["circle"](17, 8)
-        line = f'<path class="line" d="M2 8h30"/><g class="marks">{marks}</g>'
-        text = f'<text x="38" y="12">{safe(run.name)}</text>'
-        out.append(f'<g transform="translate({x:g} {y})"><g class="{_look(i)}">{line}</g>{text}</g>')
-        x += wide
-    return "".join(out), y + 30

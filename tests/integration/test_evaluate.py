@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from armd import Autoregressive, save
+from armd import Autoregressive, BlockDiffusion, MaskedDiffusion, save
 from armd.cli import COMMANDS, main
 from armd.cli.terminal import parse
 from armd.data import get_tokenizer
@@ -28,6 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"vocab_size": 257, "max_position_embeddings": 64, "eos_token_id": 256}
     save(make_model(**shape), folder / "run", BYTE)
     save(make_model(Autoregressive, **shape), folder / "ar", BYTE)
+    save(make_model(MaskedDiffusion, **shape), folder / "mdlm", BYTE)
+    save(make_model(BlockDiffusion, **shape, block_size=8), folder / "bd3lm", BYTE)
     save(make_model(**shape), folder / "mute")
     (folder / "sets" / "lambada").mkdir(parents=True)
     passages = [json.dumps({"text": f"“It is {word}”, said the {word}"}) for word in ("late", "old", "far")]
@@ -55,6 +57,8 @@ TASKS = {
     "zeroshot --model {f}/run --sets ptb,lambada --data-dir {f}/sets": ("sets", "perplexity", "detokenizer ptb"),
     "lambada --model {f}/ar --data-dir {f}/sets": (None, "accuracy", "last word"),
     "generation --model {f}/run --evaluator {f}/ar --samples 2": ("rows", "entropy", "under"),
+    "generation --model {f}/mdlm --evaluator {f}/ar --samples 2 --steps 8": ("rows", "entropy", "8 steps of the even"),
+    "generation --model {f}/bd3lm --evaluator {f}/ar --samples 2": ("rows", "passes", "blocks of 8, each in 8 steps"),
     "stories --model {f}/run --data {f}/stories.jsonl": (None, "ROUGE-1", "sentences 3 of 5 missing"),
     "code --model {f}/run --data {f}/code.jsonl": (None, "pass@1", "in a sandbox"),
 }
@@ -132,6 +136,9 @@ MISTAKES = {
     "generation --model {f}/run --evaluator {f}/run --length 65": "exceed max_position_embeddings=64",
     "generation --model {f}/run --evaluator {f}/run --streams 5 --length 16": "streams=5 does not divide",
     "generation --model {f}/ar --evaluator {f}/run --streams 2": "left to right only",
+    "generation --model {f}/run --evaluator {f}/run --steps 4": "--steps needs a model of masked or block diffusion",
+    "generation --model {f}/mdlm --evaluator {f}/run --streams 4": "--streams needs an armd model",
+    "generation --model {f}/mdlm --evaluator {f}/nowhere --steps 65": "steps=65 must be at least 1 and at most 64",
     "generation --model {f}/run --evaluator {f}/run --samples 0": "samples=0 must be at least 1",
     "stories --model {f}/run --data {f}/nowhere": "cannot be read",
     "stories --model {f}/run --data {f}/broken.jsonl": "is no .csv or .jsonl",

@@ -167,11 +167,8 @@ def test_one_block_is_masked_diffusion() -> None:
 @torch.inference_mode()
 def naive(model: BlockDiffusion, prompt: list[int], length: int, steps: int, schedule: str, seed: int) -> Tensor:
     """The sampler without a cache: every pass is over the whole doubled text."""
-    size, samples, request = (
-        model.config.block_size,
-        torch.zeros(1, 1, dtype=torch.long),
-        make_request(model, prompt=prompt, length=length, seed=seed),
-    )
+    size, samples = model.config.block_size, torch.zeros(1, 1, dtype=torch.long)
+    request = make_request(model, prompt=prompt, length=length, seed=seed)
     text = request.tokens
     for start in range(0, text.shape[1], size):
         at = torch.arange(start, min(start + size, text.shape[1]))[None]
