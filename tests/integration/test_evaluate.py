@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from armd import Autoregressive, BlockDiffusion, MaskedDiffusion, save
 from armd.cli import COMMANDS, main
 from armd.cli.terminal import parse
-from armd.data import get_tokenizer
+from armd.data import Document, get_tokenizer, prepare
 from conftest import linux, make_model
 
 BYTE = get_tokenizer("byte")
@@ -38,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stories.jsonl").write_text(json.dumps(STORY) + "\n")
     (folder / "code.jsonl").write_text(json.dumps(PROBLEM) + "\n")
     (folder / "broken.jsonl").write_text("{}\n")
+    corpus = [Document(f"d{i}", f"{i} green bottles, hanging on the wall. " * 3) for i in range(30)]
+    prepare(lambda: iter(corpus), "byte", folder / "data", held_out=0.8, progress=False)
     return folder
 
 
@@ -100,6 +103,25 @@ def test_generation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(row["texts"]) == 3 and row["tokens_per_pass"] > 1 for row in fields["rows"])
 
 
+def test_generation_against_held_out_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "generation --model {f}/mdlm --evaluator {f}/ar --samples 12 --length 32 --steps 8"
+    mauve = words + " --mauve --data {f}/data"
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (armd[evals])")
+    [row] = run_json(words, folder, capsys)["rows"]
+    fields = run_json(mauve, folder, capsys)
+    [compared], line = fields["rows"], fields["protocol"]["line"]
+    assert row["mauve"] is None and 0 < compared["mauve"] <= 1 and compared == {**row, "mauve": compared["mauve"]}
+    assert f"MAUVE: against 12 held-out texts of {folder / 'data'}, as long and cut alike" in line
+    assert "MAUVE" in shown(mauve, folder, capsys)
+
+
+def test_mauve_without_its_package(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    words = f"generation --model {folder}/run --evaluator {folder}/run --mauve --data {folder}/data"
+    assert main(["evaluate", *words.split()]) == 2
+    assert capsys.readouterr().err == "error: MAUVE needs scikit-learn; pip install 'armd[evals]'\n"
+
+
 def test_stories(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "stories --model {f}/run --data {f}/stories.jsonl --missing 2 4"
     assert run_json(words, folder, capsys)["stories"] == 1
@@ -136,6 +158,8 @@ MISTAKES = {
     "generation --model {f}/run --evaluator {f}/run --length 65": "exceed max_position_embeddings=64",
     "generation --model {f}/run --evaluator {f}/run --streams 5 --length 16": "streams=5 does not divide",
     "generation --model {f}/ar --evaluator {f}/run --streams 2": "left to right only",
+    "generation --model {f}/run --evaluator {f}/run --mauve": "--mauve needs --data DIR",
+    "generation --model {f}/run --evaluator {f}/run --data {f}/data": "--data needs --mauve",
     "generation --model {f}/run --evaluator {f}/run --steps 4": "--steps needs a model of masked or block diffusion",
     "generation --model {f}/mdlm --evaluator {f}/run --streams 4": "--streams needs an armd model",
     "generation --model {f}/mdlm --evaluator {f}/nowhere --steps 65": "steps=65 must be at least 1 and at most 64",

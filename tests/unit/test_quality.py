@@ -105,6 +105,10 @@ def test_a_missing_evaluator_is_one_line(tmp_path: Path, model: Armd) -> None:
         load_judge(str(tmp_path / "mute"), torch.device("cpu"))
 
 
+def last_rows(tokens: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("no points were asked for")
+
+
 # ---- the frontier ----------------------------------------------------------------------------------------------------
 
 
@@ -120,7 +124,7 @@ def test_both_perplexities_by_hand(model: Armd) -> None:
         seen.append(text)
         return [0] * (2 if len(seen) == 1 else 4)
 
-    quality = write_and_judge(model, BYTE, Judge("mine", encode, score, 100, 0), Writing(8, samples=3), 1.0)
+    quality = write_and_judge(model, BYTE, Judge("mine", encode, score, 100, 0, last_rows), Writing(8, samples=3), 1.0)
     assert quality.judged == 2 + 4 + 4
     assert math.log(quality.generative_perplexity) == pytest.approx((2 * 1 + 8 * 3) / 10)
     assert quality.perplexity_by_text == pytest.approx((math.e + 2 * math.e**3) / 3)
@@ -137,7 +141,7 @@ def test_a_text_ends_before_its_end_of_text() -> None:
         def decode(self, ids: list[int]) -> str:
             return "".join("ab!"[i] for i in ids)
 
-    judge = Judge("length", lambda text: [0] * len(text), lambda tokens: tokens + 1.0, 16, 0)
+    judge = Judge("length", lambda text: [0] * len(text), lambda tokens: tokens + 1.0, 16, 0, last_rows)
     quality = write_and_judge(model, Letters(), judge, Writing(16, samples=8), 1.0)
     out = generate(model, length=16, batch_size=8)
     ends = [row.tolist().index(2) if 2 in row else 16 for row in out.tokens]

@@ -18,6 +18,7 @@ from armd.data import Tokenizer
 from armd.decode import collect, stream
 from armd.errors import UserError
 from armd.evals.judge import Judge
+from armd.evals.mauve import Human, mauve
 from armd.evals.protocol import Protocol, vocabulary
 from armd.model import Transformer
 from armd.request import Request, make_request
@@ -125,6 +126,7 @@ class Quality:
         forward_passes: passes of the network that were really made, each over the texts written at once.
         passes: those a text took part in (masked and block diffusion: that wrote a token of it), mean over texts.
         tokens_per_pass: tokens a text gained in such a pass.
+        mauve: closeness to texts of people; None if there were none to compare with.
         texts: what was written.
     """
 
@@ -139,11 +141,17 @@ class Quality:
     forward_passes: int
     passes: float
     tokens_per_pass: float
+    mauve: float | None
     texts: list[str] = field(repr=False)
 
 
 def write_and_judge(
-    model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, temperature: float
+    model: Transformer,
+    tokenizer: Tokenizer,
+    judge: Judge,
+    writing: Writing,
+    temperature: float,
+    human: Human | None = None,
 ) -> Quality:
     """Write texts at one temperature and measure them. Texts of the same seed share their noise."""
     out = collect(*writing.start(model, temperature))
@@ -166,6 +174,7 @@ def write_and_judge(
         forward_passes=out.forward_passes,
         passes=out.passes.double().mean().item(),
         tokens_per_pass=out.tokens_per_pass,
+        mauve=None if human is None else mauve(human.points, judge.points(texts)),
         texts=texts,
     )
 
@@ -174,11 +183,14 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
-def quality_protocol(model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing) -> Protocol:
+def quality_protocol(
+    model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, human: Human | None = None
+) -> Protocol:
     """The terms of the numbers of `write_and_judge`."""
     w, gpt2_large = writing, "gpt2-large" in judge.name
     departures = ["another evaluator than gpt2-large"] * (not gpt2_large)
     departures += [f"texts of {w.length:,} tokens instead of 1,024"] * (w.length != 1024)
+    departures += ["MAUVE of fewer than 5,000 texts"] * (human is not None and min(w.samples, len(human.points)) < 5000)
     first = "the first token of a window given" if judge.first else "every token scored"
     return Protocol(
         task=f"generative perplexity under {judge.name}",
@@ -187,7 +199,8 @@ def quality_protocol(model: Transformer, tokenizer: Tokenizer, judge: Judge, wri
         f"end of text, decoded and tokenized anew by the evaluator (windows of {judge.window:,} without overlap, "
         f"{first})",
         scoring=f"perplexity: mean over tokens, and mean over texts of exp; entropy: nats of a text's token counts "
-        f"({vocabulary(tokenizer)}); repetition: 4-grams; distinct: all texts together",
+        f"({vocabulary(tokenizer)}); repetition: 4-grams; distinct: all texts together"
+        + ("" if human is None else f"; {human.words(judge, w.samples)}"),
         departures=tuple(departures),
     )
 
@@ -203,12 +216,17 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
 
 
 def frontier(
-    model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, temperatures: Sequence[float]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    judge: Judge,
+    writing: Writing,
+    temperatures: Sequence[float],
+    human: Human | None = None,
 ) -> Iterator[Quality]:
     """Quality at every temperature, yielded as soon as it is there."""
     check_temperatures(temperatures)
     for temperature in temperatures:
-        yield write_and_judge(model, tokenizer, judge, writing, temperature)
+        yield write_and_judge(model, tokenizer, judge, writing, temperature, human)
 
 
 def plot(series: Mapping[str, Sequence[Quality]], *protocols: Protocol) -> str:
