@@ -248,6 +248,8 @@ def test_writing_ends_with_the_last_text() -> None:
     assert out.passes.tolist() == [-(-end // 4) * 4 for end in ends] and out.forward_passes == out.passes.max() < 20
     for row, full, end in zip(out.tokens, whole.tokens, ends, strict=True):
         assert torch.equal(row[:end], full[:end]) and (row[end:] == 2).all()
+    given, whole = (denoise(model, length=12, prompt=[2] * 5, stop=stop) for stop in (True, False))
+    assert given.lengths[0] == 5 + whole.tokens[0, 5:].tolist().index(2) + 1 > 8  # that of a prompt ends nothing
 
 
 @torch.no_grad()
