@@ -13,7 +13,7 @@ import torch
 from armd import Armd, Autoregressive, Order, UserError
 from armd.data import Document, TokenDataset, get_tokenizer, prepare
 from armd.evals import Human, Judge, Writing, held_out_texts, own_judge, quality_protocol
-from armd.evals.mauve import buckets_of, check_installed, frontier_area, mauve
+from armd.evals.mauve import buckets_of, check_mauve, frontier_area, mauve
 from armd.evals.quality import write_and_judge
 from conftest import make_model
 
@@ -86,7 +86,7 @@ def test_few_and_equal_points(clusters: None) -> None:
 def test_the_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(UserError, match=r"^MAUVE needs scikit-learn; pip install 'armd\[evals\]'$"):
-        check_installed()
+        check_mauve()
 
 
 # ---- texts as points -------------------------------------------------------------------------------------------------

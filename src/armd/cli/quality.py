@@ -15,7 +15,7 @@ from armd.errors import UserError
 from armd.evals import (
     Human,
     Writing,
-    check_installed,
+    check_mauve,
     check_temperatures,
     frontier,
     held_out_texts,
@@ -77,7 +77,7 @@ def run_quality(args: EvaluateGeneration) -> None:
             "--mauve needs --data DIR, held-out texts to compare with" if args.mauve else "--data needs --mauve"
         )
     if args.mauve:
-        check_installed()
+        check_mauve()
     model, tokenizer = load_reader(args.model, args.device)
     check_fits(args, model, ("streams", "mode"))
     limit = model.config.max_position_embeddings

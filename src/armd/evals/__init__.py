@@ -4,7 +4,7 @@ from armd.evals.humaneval import Code, infill_code, read_problems
 from armd.evals.judge import Judge, load_judge, own_judge
 from armd.evals.lambada import LastWord, last_words
 from armd.evals.likelihood import Score, draws_of, evaluate, held_out_protocol, parse_orders
-from armd.evals.mauve import Human, check_installed, held_out_texts
+from armd.evals.mauve import Human, check_mauve, held_out_texts
 from armd.evals.meter import CANDIDATES, Meter, Offer, choose_streams, read_meter
 from armd.evals.protocol import Protocol
 from armd.evals.quality import Quality, Writing, check_temperatures, frontier, plot, quality_protocol
@@ -29,7 +29,7 @@ __all__ = [
     "Stories",
     "Writing",
     "ZeroShot",
-    "check_installed",
+    "check_mauve",
     "check_missing",
     "check_temperatures",
     "choose_streams",

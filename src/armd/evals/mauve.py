@@ -79,7 +79,7 @@ def buckets_of(human: int, model: int) -> int:
     return max(2, round(min(human, model) / 10))
 
 
-def check_installed() -> None:
+def check_mauve() -> None:
     """Refuse, before anything is loaded, what could not be finished."""
     _scikit_learn()
 
