@@ -30,8 +30,9 @@ text { font: 12px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; 
 .paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }
 .line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round }
 .s1 { color: #1f6feb } .s2 { color: #d55e00 } .s3 { color: #009e73 } .s4 { color: #cc79a7 } .s5 { color: #e69f00 }
+.s6 { color: #56b4e9 }
 """
-COLOURS = 5
+COLOURS = 6
 
 
 # ---- measures of token rows ------------------------------------------------------------------------------------------
