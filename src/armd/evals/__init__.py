@@ -7,7 +7,15 @@ from armd.evals.likelihood import Score, draws_of, evaluate, held_out_protocol, 
 from armd.evals.mauve import Human, check_mauve, held_out_texts
 from armd.evals.meter import CANDIDATES, Meter, Offer, choose_streams, read_meter
 from armd.evals.protocol import Protocol
-from armd.evals.quality import Quality, Writing, check_temperatures, frontier, plot, quality_protocol
+from armd.evals.quality import (
+    Quality,
+    Writing,
+    check_temperatures,
+    frontier,
+    plot,
+    quality_protocol,
+    write_and_judge,
+)
 from armd.evals.sandbox import Limits
 from armd.evals.stories import Stories, check_missing, infill_stories, read_stories
 from armd.evals.zeroshot import PACKINGS, SETS, ZeroShot, pack, read_set, zero_shot, zero_shot_protocol
@@ -51,6 +59,7 @@ __all__ = [
     "read_problems",
     "read_set",
     "read_stories",
+    "write_and_judge",
     "zero_shot",
     "zero_shot_protocol",
 ]
