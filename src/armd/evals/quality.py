@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from armd.baselines import Denoiser, denoising
-from armd.chart import MARKS, Series, drawing, finite_points, legend_rows, safe
+from armd.chart import MARKS, Series, drawing, finite_points, look, picture
 from armd.data import Tokenizer
 from armd.decode import collect, stream
 from armd.errors import UserError
@@ -24,16 +24,6 @@ from armd.model import Transformer
 from armd.request import Request, make_request
 from armd.sampling import check_sampling
 from armd.writer import Event
-
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 14px; fill: #111 }
-.paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }
-.line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round }
-.s1 { color: #1f6feb } .s2 { color: #d55e00 } .s3 { color: #009e73 } .s4 { color: #cc79a7 } .s5 { color: #e69f00 }
-.s6 { color: #56b4e9 }
-"""
-COLOURS = 6
-
 
 # ---- measures of token rows ------------------------------------------------------------------------------------------
 
@@ -241,23 +231,13 @@ def plot(series: Mapping[str, Sequence[Quality]], *protocols: Protocol) -> str:
     for i, (name, rows) in enumerate(series.items()):
         points = finite_points((row.entropy, row.generative_perplexity) for row in rows)
         label = f"{name}, " * several + "temperatures " + ", ".join(f"{row.temperature:g}" for row in rows)
-        lines.append(Series(label, points, f"s{i % COLOURS + 1}", list(MARKS)[i % len(MARKS)]))
+        lines.append(Series(label, points, look(i), list(MARKS)[i % len(MARKS)]))
         told += [
             f"{name}, " * several
             + f"temperature {r.temperature:g}: perplexity {r.generative_perplexity:.4g}, entropy {r.entropy:.3g}"
             for r in rows
         ]
-    looks = ((line.style, line.marks, name) for line, name in zip(lines, series, strict=True))
-    keys, top = legend_rows(looks, 330) if several else ("", 0)
     drawn = drawing("Frontier", "; ".join(told), lines, ("entropy, nats", "generative perplexity"), log_y=True)
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 330 {250 + top}" width="660">',
-            f"<desc>{safe(chr(10).join(protocol.line for protocol in protocols))}</desc>",
-            f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>',
-            '<text x="12" y="20" class="head">Quality against diversity, by temperature</text>',
-            f'<g transform="translate(0 24)">{keys}</g>',
-            f'<svg x="10" y="{34 + top}" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>',
-            "</svg>\n",
-        ]
-    )
+    names = [(name, line.style, line.marks) for name, line in zip(series, lines, strict=True)] if several else []
+    title = "Quality against diversity, by temperature"
+    return picture([(title, drawn)], names, "\n".join(protocol.line for protocol in protocols))
