@@ -1,14 +1,7 @@
 """Auto-Regressive Masked Diffusion (arXiv 2601.16971): train, score and write text in any order."""
 
 from armd.adaptive import Adaptive, generate_adaptive
-from armd.baselines import (
-    Autoregressive,
-    BlockDiffusion,
-    MaskedDiffusion,
-    PrefixAutoregressive,
-    sample_block_diffusion,
-    sample_masked_diffusion,
-)
+from armd.baselines import Autoregressive, BlockDiffusion, MaskedDiffusion, PrefixAutoregressive, denoise
 from armd.checkpoint import load, save
 from armd.decode import Generation, collect, generate, stream
 from armd.errors import UserError
@@ -41,6 +34,7 @@ __all__ = [
     "any_order_nll",
     "cast",
     "collect",
+    "denoise",
     "fill",
     "generate",
     "generate_adaptive",
@@ -48,8 +42,6 @@ __all__ = [
     "loss",
     "make_request",
     "nll",
-    "sample_block_diffusion",
-    "sample_masked_diffusion",
     "save",
     "stream",
 ]

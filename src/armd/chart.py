@@ -188,3 +188,58 @@ def swatch(style: str, marks: str, label: str) -> str:
 
 def legend(items: Iterable[str]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+# ---- a whole picture -------------------------------------------------------------------------------------------------
+
+# Okabe and Ito's colours, which remain apart for the colour-blind, yellow left out: it is too pale for a line.
+STYLE = """
+text { font: 11px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 13px; fill: #111 }
+.paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }
+.line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round }
+.r0 { color: #0072b2 } .r1 { color: #d55e00 } .r2 { color: #009e73 } .r3 { color: #cc79a7 }
+.r4 { color: #56b4e9 } .r5 { color: #e69f00 } .r6 { color: #000 } .dashed .line { stroke-dasharray: 5 3 }
+"""
+COLOURS = 7
+
+
+def look(i: int) -> str:
+    """The classes of the i-th line of a picture: the colours, then the same ones dashed."""
+    return f"r{i % COLOURS}" + " dashed" * (i // COLOURS % 2)
+
+
+def picture(charts: Sequence[tuple[str, str]], names: Sequence[tuple[str, str, str]], told: str = "") -> str:
+    """Charts in rows of three under the names of their lines, as a whole SVG file.
+
+    Args:
+        charts: title and `drawing` of each.
+        names: label, style and marks of every line; none if the titles say it all.
+        told: what a reader of the file should know, a description nobody sees.
+    """
+    wide, high, columns = 330, 246, min(len(charts), 3)
+    names_drawn, top = _names(names, columns * wide)
+    width, height = columns * wide, top + high * -(-len(charts) // columns)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{max(width, 660)}">',
+        f"<desc>{safe(told)}</desc>" if told else "",
+        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>{names_drawn}',
+    ]
+    for i, (title, drawn) in enumerate(charts):
+        left, down = 10 + wide * (i % columns), top + high * (i // columns)
+        out.append(f'<text class="head" x="{left}" y="{down + 14}">{safe(title)}</text>')
+        out.append(f'<svg x="{left}" y="{down + 22}" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>')
+    return "\n".join([*filter(None, out), "</svg>"]) + "\n"
+
+
+def _names(names: Sequence[tuple[str, str, str]], width: int) -> tuple[str, int]:
+    """Lines with their names in rows of this width, and the height they take."""
+    out, x, y = [], 12.0, 10
+    for label, style, marks in names:
+        wide = 54 + 6.2 * len(label)
+        if x > 12 and x + wide > width:
+            x, y = 12.0, y + 18
+        mark = f'<g class="marks">{MARKS[marks](17, 8)}</g>' if marks else ""
+        line = f'<g class="{style}"><path class="line" d="M2 8h30"/>{mark}</g>'
+        out.append(f'<g transform="translate({x:g} {y})">{line}<text x="38" y="12">{safe(label)}</text></g>')
+        x += wide
+    return "".join(out), y + 30 if out else 10

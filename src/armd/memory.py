@@ -11,6 +11,10 @@ row: 2 in bfloat16, 4 in float32. Per token:
     last norm           (r + a) D                and the gradient of its rows, which the loss takes at once
     rotations           6 D / H a stream
 
+Baselines have no last X, and no G^0 but `ar+prefix`, which is a model of orders held to one. Masked and block diffusion
+turn all texts by the same rotations, which count for nothing. Block diffusion takes two rows of a token through the
+layers, and keeps both at the last norm.
+
 Left out: statistics of norms, masks of dropout (D bytes a row), dense masks of blocks, gradients of activations, which
 live for a layer, the allocator's gaps and the CUDA context.
 """
@@ -19,8 +23,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from armd.baselines import Denoiser
+from armd.checkpoint import ARCHITECTURES
 from armd.flops import shapes_only
-from armd.model import ArmdConfig
+from armd.model import Armd, ArmdConfig
 from armd.objective import CHUNK_LOGITS
 from armd.train import TrainConfig
 from armd.train.optim import muon_matrices
@@ -103,16 +109,17 @@ def activation_bytes(config: TrainConfig, recompute: bool = False) -> float:
     """Bytes per token that the backward pass keeps, the head's left out; with `recompute`, of checkpointed layers."""
     c, r, a = config.model, FLOAT, 2 if config.precision == "bf16" else FLOAT
     D, F, L = c.hidden_size, c.intermediate_size or 4 * c.hidden_size, c.num_hidden_layers
-    two_stream = config.architecture == "armd"
-    twice = c.num_two_stream_layers - 1 if two_stream else 0
+    kind, copies = ARCHITECTURES[config.architecture], 2 if config.architecture == "bd3lm" else 1
+    ours = issubclass(kind, Armd)
+    twice = c.num_two_stream_layers - 1 if ours else 0
     update = (2 * r + 4 * a) * D + 2 * a * F + FLOAT * c.num_attention_heads  # with the attention's log-sum-exp
     keys_values = 3 * a * D
-    layers = (L + twice) * update + L * keys_values + ((r + a) * D if two_stream else 0)
+    layers = (L + twice) * update + L * keys_values + ((r + a) * D if ours else 0)
     if recompute:  # the rows that enter a layer, and all of the largest one
         layers = (L + twice) * r * D + (2 if twice else 1) * update + keys_values
-    first = 2 * r * D + _prefix(c, config.text_length, a) if two_stream else 0
-    rotations = (2 if two_stream else 1) * 6 * D / c.num_attention_heads
-    return layers + first + (r + a) * D + rotations
+    first = 2 * r * D + _prefix(c, config.text_length, a) if ours else 0
+    rotations = 0 if issubclass(kind, Denoiser) else (2 if ours else 1) * 6 * D / c.num_attention_heads
+    return copies * layers + first + (copies * r + a) * D + rotations
 
 
 def _prefix(c: ArmdConfig, length: int, a: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from armd.errors import UserError
 from armd.fields import is_number
-from armd.flops import LAYERS, parameters_by_part, total, training_flops, two_stream_ratio
+from armd.flops import LAYERS, parameters_by_part, total, training_flops
 from armd.gpus import Accelerator
 from armd.memory import SHARDINGS, training_memory
 from armd.train import TrainConfig, load_config
@@ -64,8 +64,6 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         parameters, flops_per_token (parts, total, against_ar), memory (bytes on one device; a row for each way to
         share it and to keep activations), tokens_per_second and budgets.
     """
-    if config.architecture not in ("armd", "ar"):
-        raise UserError(f"architecture={config.architecture}: its memory is known for armd and ar only")
     if config.batch_size % machine.devices:
         raise UserError(f"gpus={machine.devices} must divide batch_size={config.batch_size}")
     own = config.batch_size // machine.devices
@@ -75,7 +73,7 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
     parts = training_flops(config.model, config.text_length, config.architecture)
     flops = total(parts)
     speeds = {name: _speed(config, machine, flops, name == "recomputed") for name in ("kept", "recomputed")}
-    ratio = two_stream_ratio(config.model, config.text_length) if config.architecture == "armd" else 1.0
+    ratio = flops / total(training_flops(config.model, config.text_length, "ar"))
     return {
         "parameters": parameters_by_part(config.model, config.architecture),
         "flops_per_token": {"parts": {n: asdict(p) for n, p in parts.items()}, "total": flops, "against_ar": ratio},

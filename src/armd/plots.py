@@ -7,21 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armd.chart import MARKS, Point, Series, drawing, finite_points, safe
+from armd.chart import Point, Series, drawing, finite_points, look, picture, safe
 from armd.errors import UserError
 from armd.fields import is_number
 from armd.train import TrainConfig, load_config
 from armd.train.log import read_metrics
-
-# Okabe and Ito's colours, which remain apart for the colour-blind, yellow left out: it is too pale for a line.
-STYLE = """
-text { font: 11px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 13px; fill: #111 }
-.paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }
-.line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round }
-.r0 { color: #0072b2 } .r1 { color: #d55e00 } .r2 { color: #009e73 } .r3 { color: #cc79a7 }
-.r4 { color: #56b4e9 } .r5 { color: #e69f00 } .r6 { color: #000 } .dashed .line { stroke-dasharray: 5 3 }
-"""
-COLOURS = 7
 
 AXES = {"tokens": "tokens", "steps": "steps", "seconds": "seconds"}
 
@@ -97,18 +87,7 @@ def plot(runs: Sequence[Run], keys: Sequence[str], x: str = "tokens") -> str:
         UserError: a key is unknown, or no run has a record of it.
     """
     charts = [chart for key in keys for chart in _charts(runs, key, x)]
-    wide, high, columns = 330, 246, min(len(charts), 3)
-    legend, top = _legend(runs, columns * wide)
-    width, height = columns * wide, top + high * -(-len(charts) // columns)
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{max(width, 660)}">',
-        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>{legend}',
-    ]
-    for i, (title, drawn) in enumerate(charts):
-        left, down = 10 + wide * (i % columns), top + high * (i // columns)
-        out.append(f'<text class="head" x="{left}" y="{down + 14}">{safe(title)}</text>')
-        out.append(f'<svg x="{left}" y="{down + 22}" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>')
-    return "\n".join([*out, "</svg>"]) + "\n"
+    return picture(charts, [(run.name, look(i), "circle") for i, run in enumerate(runs)])
 
 
 def page(picture: str, runs: Sequence[Run]) -> str:
@@ -127,7 +106,7 @@ def _charts(runs: Sequence[Run], name: str, x: str) -> list[tuple[str, str]]:
     key, found = KEYS[name], []
     for family in _families(runs, name) if key.by_family else [""]:
         lines = [
-            Series(run.name, _points(run, name, family, x), _look(i), "circle" * (name == "valid"))
+            Series(run.name, _points(run, name, family, x), look(i), "circle" * (name == "valid"))
             for i, run in enumerate(runs)
         ]
         title = key.name + f", {family.replace('_', ' ')}" * bool(family)
@@ -142,11 +121,6 @@ def _charts(runs: Sequence[Run], name: str, x: str) -> list[tuple[str, str]]:
 
 def _families(runs: Sequence[Run], name: str) -> list[str]:
     return list(dict.fromkeys(family for run in runs for record in run.records for family in record.get(name, {})))
-
-
-def _look(i: int) -> str:
-    """The classes of a run's lines: the colours, then the same ones dashed."""
-    return f"r{i % COLOURS}" + " dashed" * (i // COLOURS % 2)
 
 
 def _points(run: Run, name: str, family: str, x: str) -> list[Point]:
@@ -166,18 +140,3 @@ def _settled(points: list[Point]) -> list[float]:
         return [y for _, y in points]
     (first, _), (last, _) = points[0], points[-1]
     return [y for x, y in points if x >= first + (last - first) / 10]
-
-
-def _legend(runs: Sequence[Run], width: int) -> tuple[str, int]:
-    """Lines and names of the runs in rows of this width, and the height they take."""
-    out, x, y = [], 12.0, 10
-    for i, run in enumerate(runs):
-        wide = 54 + 6.2 * len(run.name)
-        if x > 12 and x + wide > width:
-            x, y = 12.0, y + 18
-        marks = MARKS["circle"](17, 8)
-        line = f'<path class="line" d="M2 8h30"/><g class="marks">{marks}</g>'
-        text = f'<text x="38" y="12">{safe(run.name)}</text>'
-        out.append(f'<g transform="translate({x:g} {y})"><g class="{_look(i)}">{line}</g>{text}</g>')
-        x += wide
-    return "".join(out), y + 30

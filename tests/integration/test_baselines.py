@@ -190,5 +190,35 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert main(["evaluate", "--data", str(data), *words]) == 2
         assert message in capsys.readouterr().err
-    assert main(["generate", "--model", str(tmp_path / "mdlm"), "--prompt", "a"]) == 2
-    assert "is a MaskedDiffusion; generate needs an armd model" in capsys.readouterr().err
+    for architecture, options, passes in (
+        ("ar", [], 8),
+        ("mdlm", ["--steps", "4"], 4),
+        ("mdlm", ["--steps", "99", "--schedule", "ancestral", "--top-k", "3"], None),
+        ("bd3lm", ["--steps", "2"], 2 * 2 + 1),  # blocks of 4; the prompt leaves 1, and 3 are in the last
+    ):
+        words = ["generate", "--model", str(tmp_path / architecture), "--prompt", "bottles of beer", "--length", "8"]
+        assert main([*words, *options, "--seed", "1", "--samples", "2", "--rows", "1", "--json"]) == 0
+        out = json.loads(capsys.readouterr().out)
+        assert all(text.startswith("bottles of beer") for text in out["texts"]) and out["new_tokens"] == 16
+        assert passes is None or out["forward_passes"] == 2 * passes
+        assert out["tokens_per_pass"] == pytest.approx(16 / out["forward_passes"]) and max(out["log_probs"]) < -10
+    words = ["generate", "--model", str(tmp_path / "mdlm"), "--template"]
+    assert main([*words, "9<3> of beer<5>wall", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["tokens"][0][0] == ord("9") and out["new_tokens"] == out["forward_passes"] == 8
+    for architecture, options, message in (
+        ("mdlm", ["--streams", "2"], "--streams needs an armd model; "),
+        ("mdlm", ["--mode", "parallel"], "is of class MaskedDiffusion, which writes by --steps and --schedule"),
+        ("mdlm", ["--template", "a<2>", "--adaptive", "margin"], "--adaptive needs an armd model"),
+        ("mdlm", ["--template", "a<2-4>b"], "filling by --best-of or <4-12> needs an armd model"),
+        ("mdlm", ["--compiled"], "--compiled needs an armd model"),
+        ("mdlm", ["--steps", "33"], "steps=33 must be at least 1 and at most 32"),
+        ("mdlm", ["--schedule", "odd"], "--schedule"),
+        ("bd3lm", ["--template", "a<2>b"], "a template may have no text behind a hole"),
+        ("ar", ["--steps", "4"], "--steps needs a model of masked or block diffusion"),
+        ("ar", ["--template", "a<2>b"], "writes left to right only: no template"),
+        ("ar", ["--streams", "auto", "--data", str(data)], "--streams auto needs an armd model"),
+    ):
+        assert main(["generate", "--model", str(tmp_path / architecture), *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from armd import Autoregressive, save
+from armd import Autoregressive, BlockDiffusion, MaskedDiffusion, save
 from armd.cli import COMMANDS, main
 from armd.cli.terminal import parse
-from armd.data import get_tokenizer
+from armd.data import Document, get_tokenizer, prepare
 from conftest import linux, make_model
 
 BYTE = get_tokenizer("byte")
@@ -28,6 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"vocab_size": 257, "max_position_embeddings": 64, "eos_token_id": 256}
     save(make_model(**shape), folder / "run", BYTE)
     save(make_model(Autoregressive, **shape), folder / "ar", BYTE)
+    save(make_model(MaskedDiffusion, **shape), folder / "mdlm", BYTE)
+    save(make_model(BlockDiffusion, **shape, block_size=8), folder / "bd3lm", BYTE)
     save(make_model(**shape), folder / "mute")
     (folder / "sets" / "lambada").mkdir(parents=True)
     passages = [json.dumps({"text": f"“It is {word}”, said the {word}"}) for word in ("late", "old", "far")]
@@ -36,6 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stories.jsonl").write_text(json.dumps(STORY) + "\n")
     (folder / "code.jsonl").write_text(json.dumps(PROBLEM) + "\n")
     (folder / "broken.jsonl").write_text("{}\n")
+    corpus = [Document(f"d{i}", f"{i} green bottles, hanging on the wall. " * 3) for i in range(30)]
+    prepare(lambda: iter(corpus), "byte", folder / "data", held_out=0.8, progress=False)
     return folder
 
 
@@ -55,6 +60,8 @@ TASKS = {
     "zeroshot --model {f}/run --sets ptb,lambada --data-dir {f}/sets": ("sets", "perplexity", "detokenizer ptb"),
     "lambada --model {f}/ar --data-dir {f}/sets": (None, "accuracy", "last word"),
     "generation --model {f}/run --evaluator {f}/ar --samples 2": ("rows", "entropy", "under"),
+    "generation --model {f}/mdlm --evaluator {f}/ar --samples 2 --steps 8": ("rows", "entropy", "8 steps of the even"),
+    "generation --model {f}/bd3lm --evaluator {f}/ar --samples 2": ("rows", "passes", "blocks of 8, each in 8 steps"),
     "stories --model {f}/run --data {f}/stories.jsonl": (None, "ROUGE-1", "sentences 3 of 5 missing"),
     "code --model {f}/run --data {f}/code.jsonl": (None, "pass@1", "in a sandbox"),
 }
@@ -96,6 +103,25 @@ def test_generation(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(row["texts"]) == 3 and row["tokens_per_pass"] > 1 for row in fields["rows"])
 
 
+def test_generation_against_held_out_texts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "generation --model {f}/mdlm --evaluator {f}/ar --samples 12 --length 32 --steps 8"
+    mauve = words + " --mauve --data {f}/data"
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (armd[evals])")
+    [row] = run_json(words, folder, capsys)["rows"]
+    fields = run_json(mauve, folder, capsys)
+    [compared], line = fields["rows"], fields["protocol"]["line"]
+    assert row["mauve"] is None and 0 < compared["mauve"] <= 1 and compared == {**row, "mauve": compared["mauve"]}
+    assert f"MAUVE: against 12 held-out texts of {folder / 'data'}, as long and cut alike" in line
+    assert "MAUVE" in shown(mauve, folder, capsys)
+
+
+def test_mauve_without_its_package(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    words = f"generation --model {folder}/run --evaluator {folder}/run --mauve --data {folder}/data"
+    assert main(["evaluate", *words.split()]) == 2
+    assert capsys.readouterr().err == "error: MAUVE needs scikit-learn; pip install 'armd[evals]'\n"
+
+
 def test_stories(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "stories --model {f}/run --data {f}/stories.jsonl --missing 2 4"
     assert run_json(words, folder, capsys)["stories"] == 1
@@ -132,6 +158,11 @@ MISTAKES = {
     "generation --model {f}/run --evaluator {f}/run --length 65": "exceed max_position_embeddings=64",
     "generation --model {f}/run --evaluator {f}/run --streams 5 --length 16": "streams=5 does not divide",
     "generation --model {f}/ar --evaluator {f}/run --streams 2": "left to right only",
+    "generation --model {f}/run --evaluator {f}/run --mauve": "--mauve needs --data DIR",
+    "generation --model {f}/run --evaluator {f}/run --data {f}/data": "--data needs --mauve",
+    "generation --model {f}/run --evaluator {f}/run --steps 4": "--steps needs a model of masked or block diffusion",
+    "generation --model {f}/mdlm --evaluator {f}/run --streams 4": "--streams needs an armd model",
+    "generation --model {f}/mdlm --evaluator {f}/nowhere --steps 65": "steps=65 must be at least 1 and at most 64",
     "generation --model {f}/run --evaluator {f}/run --samples 0": "samples=0 must be at least 1",
     "stories --model {f}/run --data {f}/nowhere": "cannot be read",
     "stories --model {f}/run --data {f}/broken.jsonl": "is no .csv or .jsonl",

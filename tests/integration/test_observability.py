@@ -431,6 +431,17 @@ def test_plan_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str])
     )
     shown = capsys.readouterr().out
     assert "keys, values" in shown and "tokens/s" in shown and "H100" in shown and " 50 " in shown
+    plans = {}
+    for architecture in ("ar", "mdlm", "bd3lm"):
+        assert main(["plan", "paper-small", "--architecture", architecture, "--json"]) == 0
+        plans[architecture] = json.loads(capsys.readouterr().out)
+        assert plans[architecture]["architecture"] == architecture
+    ratios = [each["flops_per_token"]["against_ar"] for each in plans.values()]
+    assert ratios[0] == 1 < ratios[1] < ratios[2] < 2  # whole squares; two copies of the text, but one head
+    kept = [each["memory"][0]["activations"] for each in plans.values()]
+    assert kept[2] == pytest.approx(2 * kept[0], rel=0.03)
+    assert main(["plan", "paper-small", "--architecture", "bd3lm"]) == 0
+    assert f"bd3lm: {ratios[2]:.3f} times the operations" in capsys.readouterr().out
     sizes = {"hidden-size": 16, "num-hidden-layers": 1, "num-attention-heads": 2, "max-position-embeddings": 16}
     words = [word for name, size in sizes.items() for word in (f"--model.{name}", str(size))]
     assert main(["plan", "tiny", "--gpu", "cpu", "--against", str(run), *words, "--json"]) == 0

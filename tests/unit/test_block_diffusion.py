@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 import reference
-from armd import BlockDiffusion, MaskedDiffusion, Order, UserError, generate, nll, sample_block_diffusion
-from armd.baselines import block_denoising, bound, estimate_bound
-from armd.baselines.denoiser import reveal, turns
+from armd import BlockDiffusion, MaskedDiffusion, Order, UserError, denoise, generate, make_request, nll
+from armd.baselines import bound, estimate_bound
+from armd.baselines.sampler import reveal, turns
 from armd.masks import block_diffusion, dense, flex
 from armd.noise import Noise
 from armd.sampling import coin
@@ -168,15 +168,15 @@ def test_one_block_is_masked_diffusion() -> None:
 def naive(model: BlockDiffusion, prompt: list[int], length: int, steps: int, schedule: str, seed: int) -> Tensor:
     """The sampler without a cache: every pass is over the whole doubled text."""
     size, samples = model.config.block_size, torch.zeros(1, 1, dtype=torch.long)
-    text = torch.tensor([prompt + length * [-1]])
+    request = make_request(model, prompt=prompt, length=length, seed=seed)
+    text = request.tokens
     for start in range(0, text.shape[1], size):
-        at = (text[0, start : start + size] < 0).nonzero()[:, 0][None] + start
-        count = min(steps, at.shape[1]) if schedule == "even" else steps
-        turn = turns(coin(seed, samples, at, draw=1), count, schedule) if at.numel() else at
-        for step in range(count if at.numel() else 0):
+        at = torch.arange(start, min(start + size, text.shape[1]))[None]
+        turn = turns(coin(seed, samples, at, draw=1), text[:, at[0]] < 0, steps, schedule)
+        for step in range(steps):
             chosen = torch.zeros_like(text, dtype=torch.bool).scatter(1, at, turn == step)
             rows = model.predict(text.clamp(min=0), text < 0)
-            text = reveal(model, rows, text, chosen, seed, 1.0)
+            text, _ = reveal(model, rows, text, chosen, request, samples, torch.arange(text.shape[1])[None])
     return text
 
 
@@ -202,7 +202,7 @@ def test_every_token_is_taken_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return predict_next(model, store, clean, block, start)
 
     monkeypatch.setattr(BlockDiffusion, "predict_next", watch)
-    sample_block_diffusion(model, 8, prompt=[1] * 9, steps=2)  # the prompt's blocks, then each that was written
+    denoise(model, length=8, prompt=[1] * 9, steps=2)  # the prompt's blocks, then each that was written
     assert taken == [(8, 4), (0, 4), (4, 4), (0, 4), (4, 1)]
 
 
@@ -213,24 +213,43 @@ def test_every_token_is_taken_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cached_equals_uncached(prompt: list[int], steps: int, schedule: str) -> None:
     model = make_model(BlockDiffusion, block_size=4)
     for length in (1, 3, 10):
-        options = {"prompt": prompt, "steps": steps, "schedule": schedule, "seed": 7}
-        passes = list(block_denoising(model, length, batch_size=2, **options))
-        slow = naive(model, prompt, length, steps, schedule, seed=7)
-        assert torch.equal(passes[-1][:1], slow) and slow[0, : len(prompt)].tolist() == prompt
-        assert passes[-1].shape == (2, len(prompt) + length) and not (passes[-1] < 0).any()
-        for before, after in itertools.pairwise(passes):  # every pass writes, what is written stays
-            assert torch.equal(after[before >= 0], before[before >= 0]) and not torch.equal(after, before)
-        every = sample_block_diffusion(model, length, skip_idle=False, batch_size=2, **options)
-        assert torch.equal(every.tokens, passes[-1]) and every.forward_passes >= len(passes)
+        count = min(steps, length) if schedule == "even" else steps
+        options = {"length": length, "prompt": prompt, "steps": count, "schedule": schedule, "seed": 7}
+        out = denoise(model, batch_size=2, **options)
+        slow = naive(model, prompt, length, count, schedule, seed=7)
+        assert torch.equal(out.tokens[:1], slow) and slow[0, : len(prompt)].tolist() == prompt
+        assert out.tokens.shape == (2, len(prompt) + length) and not (out.tokens < 0).any()
+        assert out.steps.unique()[-out.forward_passes :].tolist() == list(
+            range(1, out.forward_passes + 1)
+        )  # each wrote
+        every = denoise(model, skip_idle=False, batch_size=2, **options)
+        assert torch.equal(every.tokens, out.tokens) and every.forward_passes >= out.forward_passes
 
 
 def test_passes_are_counted() -> None:
     model = make_model(BlockDiffusion, block_size=4)
-    assert sample_block_diffusion(model, 10).forward_passes == 10  # one token a pass
-    assert sample_block_diffusion(model, 10, steps=2).forward_passes == 6  # blocks of 4, 4 and 2
-    assert sample_block_diffusion(model, 10, steps=1).forward_passes == 3
-    assert sample_block_diffusion(model, 9, prompt=[1, 2, 3], steps=2).forward_passes == 5  # the first has one left
-    assert sample_block_diffusion(model, 8, steps=9, schedule="ancestral", skip_idle=False).forward_passes == 18
+
+    def passes(length: int, **options: object) -> int:
+        return denoise(model, length=length, **options).forward_passes
+
+    assert passes(10) == 10  # one token a pass
+    assert passes(10, steps=2) == 6  # blocks of 4, 4 and 2
+    assert passes(10, steps=1) == 3
+    assert passes(9, prompt=[1, 2, 3], steps=2) == 5  # the first has one left
+    assert passes(8, steps=9, schedule="ancestral", skip_idle=False) == 18
+
+
+def test_writing_ends_with_the_last_text() -> None:
+    """A text that met its end of text takes part in no later block; when all have, no block is written."""
+    model = make_model(BlockDiffusion, block_size=4, eos_token_id=2)
+    out, whole = (denoise(model, length=20, batch_size=3, seed=2, stop=stop) for stop in (True, False))
+    ends = [row.tolist().index(2) + 1 if 2 in row else 20 for row in whole.tokens]
+    assert out.lengths.tolist() == ends and min(ends) < max(ends) < 17
+    assert out.passes.tolist() == [-(-end // 4) * 4 for end in ends] and out.forward_passes == out.passes.max() < 20
+    for row, full, end in zip(out.tokens, whole.tokens, ends, strict=True):
+        assert torch.equal(row[:end], full[:end]) and (row[end:] == 2).all()
+    given, whole = (denoise(model, length=12, prompt=[2] * 5, stop=stop) for stop in (True, False))
+    assert given.lengths[0] == 5 + whole.tokens[0, 5:].tolist().index(2) + 1 > 8  # that of a prompt ends nothing
 
 
 @torch.no_grad()
@@ -247,7 +266,7 @@ def test_samples_follow_the_enumerated_law(steps: int, schedule: str) -> None:
         order = Order.from_masking_times(-step.repeat(81, 1))  # masked last, revealed first
         law += (-nll(model, every, order).double().sum(dim=1)).exp() / len(in_block) ** 2
     assert law.sum().item() == pytest.approx(1, abs=1e-5)
-    found = sample_block_diffusion(model, 4, steps=steps, schedule=schedule, seed=steps, batch_size=10_000)
+    found = denoise(model, length=4, steps=steps, schedule=schedule, seed=steps, batch_size=10_000)
     counts = torch.bincount(found.tokens @ torch.tensor([27, 9, 3, 1]), minlength=81)
     assert chi_square(counts, law) > 0.001
     assert law.max() > 3 * law.min()
@@ -261,15 +280,13 @@ def test_mistakes() -> None:
         generate(model, length=4)
     for options, message in (
         ({"steps": 5}, "steps=5 must be at least 1 and at most 4"),
-        ({"schedule": "odd"}, "schedule='odd' must be one of even, ancestral"),
-        ({"prompt": [11]}, r"prompt=\[11\] holds tokens that are not in 0..10"),
-        ({"prompt": [1] * 20}, "length=28 must be in 1..max_position_embeddings=24"),
-        ({"temperature": -1.0}, "temperature=-1"),
+        ({"prompt": [11]}, r"prompt holds token 11 or 11; allowed: 0..10"),
+        ({"prompt": [1] * 20}, "prompt 20 . length 8 tokens exceed max_position_embeddings=24"),
+        ({"length": 0, "prompt": [1]}, "length=0 must be"),
+        ({"length": None, "template": [1, -1, -1, 2, -1]}, "a template may have no text behind a hole"),
     ):
         with pytest.raises(UserError, match=message):
-            sample_block_diffusion(model, 8, **options)
-    with pytest.raises(UserError, match="length=0 must be"):
-        sample_block_diffusion(model, 0, prompt=[1])
+            denoise(model, **{"length": 8, **options})
     with pytest.raises(UserError, match="from left to right"):
         nll(model, torch.zeros(2, 8, dtype=torch.long), ORDERS["uniform"](2, 8, torch.Generator().manual_seed(0)))
     with pytest.raises(UserError, match="times=0 must be"):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from armd import MaskedDiffusion, Order, UserError, any_order_nll, generate, nll, sample_masked_diffusion
-from armd.baselines import bound, denoising, estimate_bound
-from armd.baselines.denoiser import turns
+from armd import MaskedDiffusion, Order, UserError, any_order_nll, denoise, generate, nll
+from armd.baselines import bound, estimate_bound
+from armd.baselines.sampler import turns
 from armd.noise import Noise
 from armd.objective import mdm_loss
 from armd.orders import generator
@@ -25,17 +25,13 @@ from conftest import ORDERS, chi_square, make_config, make_model
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_token_is_written_once(steps: int | None, temperature: float) -> None:
     model = make_model(MaskedDiffusion)
-    passes = list(denoising(model, 12, steps=steps, seed=3, temperature=temperature, batch_size=2))
-    assert len(passes) == (steps or 12)
-    before = torch.full((2, 12), -1)
-    for step, tokens in enumerate(passes, start=1):
-        assert ((tokens >= 0).sum(dim=1) == 12 * step // len(passes)).all()
-        assert torch.equal(tokens[before >= 0], before[before >= 0])  # carried over
-        before = tokens
-    again = sample_masked_diffusion(model, 12, steps=steps, seed=3, temperature=temperature, batch_size=2).tokens
-    assert torch.equal(before, again) and not (again < 0).any()
-    alone = sample_masked_diffusion(model, 12, steps=steps, seed=3, temperature=temperature).tokens
-    assert torch.equal(alone[0], again[0])
+    options = {"length": 12, "steps": steps, "seed": 3, "temperature": temperature}
+    out = denoise(model, batch_size=2, **options)
+    assert out.forward_passes == (steps or 12) and (out.passes == out.forward_passes).all()
+    for step in range(out.forward_passes + 1):  # every one of the even schedule writes its share
+        assert ((out.steps <= step).sum(dim=1) == 12 * step // out.forward_passes).all()
+    assert not (out.tokens < 0).any() and out.tokens_per_pass == 12 / out.forward_passes
+    assert torch.equal(denoise(model, **options).tokens[0], out.tokens[0])
 
 
 def law(model: MaskedDiffusion) -> dict[tuple[int, ...], float]:
@@ -61,7 +57,7 @@ def law(model: MaskedDiffusion) -> dict[tuple[int, ...], float]:
 def test_samples_follow_the_enumerated_law(seed: int) -> None:
     model = make_model(MaskedDiffusion, vocab_size=3)
     n = 20_000
-    texts = sample_masked_diffusion(model, 3, seed=seed, batch_size=n).tokens
+    texts = denoise(model, length=3, seed=seed, batch_size=n).tokens
     counts = torch.bincount(texts @ torch.tensor([9, 3, 1]), minlength=27)
     expected = n * torch.tensor(list(law(model).values()))
     assert expected.sum() == pytest.approx(n) and expected.max() > 2 * expected.min()
@@ -96,12 +92,17 @@ def test_mistakes() -> None:
     model = MaskedDiffusion(make_config())
     with pytest.raises(UserError, match="MaskedDiffusion does not write with generate"):
         generate(model, length=4)
-    with pytest.raises(UserError, match="steps=9 must be"):
-        sample_masked_diffusion(model, 8, steps=9)
-    with pytest.raises(UserError, match="length=25 must be"):
-        sample_masked_diffusion(model, 25)
-    with pytest.raises(UserError, match="temperature=-1"):
-        sample_masked_diffusion(model, 8, temperature=-1.0)
+    for options, message in (
+        ({"length": 8, "steps": 9}, "steps=9 must be at least 1 and at most 8, as no step of the even schedule"),
+        ({"length": 8, "steps": 0, "schedule": "ancestral"}, "steps=0 must be at least 1$"),
+        ({"length": 8, "schedule": "odd"}, "schedule='odd' must be one of even, ancestral"),
+        ({"length": 8, "rows": 0}, "rows=0 must be at least 1"),
+        ({"length": 25}, "length 25 tokens exceed max_position_embeddings=24"),
+        ({"length": 8, "temperature": -1.0}, "temperature=-1"),
+        ({"template": [1, 2]}, "template has no hole"),
+    ):
+        with pytest.raises(UserError, match=message):
+            denoise(model, **options)
 
 
 # ---- the continuous-time bound ---------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_every_row_sees_every_token_that_is_not_masked() -> None:
 @pytest.mark.parametrize("schedule", ["even", "ancestral"])
 def test_every_token_has_every_turn_alike(schedule: str) -> None:
     samples, positions = torch.arange(8000)[:, None], torch.arange(5).expand(8000, -1)
-    turn = turns(coin(0, samples, positions, draw=1), 4, schedule)
+    turn = turns(coin(0, samples, positions, draw=1), torch.ones_like(positions, dtype=torch.bool), 4, schedule)
     counts = torch.stack([(turn == step).sum(dim=1) for step in range(4)], dim=1)
     if schedule == "even":  # 5 tokens in 4 steps: 1, 1, 1, 2
         assert (counts == torch.tensor([1, 1, 1, 2])).all()
@@ -231,7 +232,7 @@ def test_ancestral_samples_follow_their_law(steps: int) -> None:
         order = Order.from_masking_times(-turn.expand(27, -1))  # masked last, revealed first
         expected += (-nll(model, texts, order).double().sum(dim=1)).exp() / len(draws)
     n = 20_000
-    found = sample_masked_diffusion(model, 3, steps=steps, schedule="ancestral", seed=steps, batch_size=n)
+    found = denoise(model, length=3, steps=steps, schedule="ancestral", seed=steps, batch_size=n)
     counts = torch.bincount(found.tokens @ torch.tensor([9, 3, 1]), minlength=27)
     assert chi_square(counts, expected) > 0.001
     even = torch.tensor(list(law(model).values()))
@@ -240,12 +241,13 @@ def test_ancestral_samples_follow_their_law(steps: int) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_idle_steps_cost_no_pass(batch_size: int) -> None:
-    """Of many steps few reveal a token; the texts are those of a pass in every step."""
-    model = make_model(MaskedDiffusion)
-    options = {"steps": 50, "schedule": "ancestral", "seed": 3, "batch_size": batch_size}
-    every = list(denoising(model, 8, skip_idle=False, **options))
-    few = sample_masked_diffusion(model, 8, **options)
-    assert torch.equal(few.tokens, every[-1]) and not (few.tokens < 0).any() and len(every) == 50
-    before = [torch.full_like(every[0], -1), *every[:-1]]
-    busy = sum(not torch.equal(a, b) for a, b in zip(before, every, strict=True))
-    assert few.forward_passes == busy <= 8 * batch_size
+    """Of many steps few reveal a token; the texts are those of a pass in every step, and the real passes are told."""
+    model, calls = make_model(MaskedDiffusion), []
+    options = {"length": 8, "steps": 50, "schedule": "ancestral", "seed": 3, "batch_size": batch_size}
+    every = denoise(model, skip_idle=False, **options)
+    model.norm.register_forward_hook(lambda *_: calls.append(1))  # once a pass
+    few = denoise(model, **options)
+    assert torch.equal(few.tokens, every.tokens) and every.forward_passes == 50
+    assert few.forward_passes == len(calls) == len(every.steps.unique()) <= 8 * batch_size
+    assert few.passes.tolist() == [len(text.unique()) for text in every.steps]  # a text's own, whoever is beside it
+    assert few.passes[0] == denoise(model, **{**options, "batch_size": 1}).forward_passes

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from armd import Armd, Autoregressive, Order, UserError, generate, nll, save
+from armd import Armd, Autoregressive, BlockDiffusion, MaskedDiffusion, Order, UserError, denoise, generate, nll, save
+from armd.baselines import Denoiser
 from armd.data import get_tokenizer
 from armd.evals import Judge, Writing, frontier, load_judge, own_judge, plot, quality_protocol
 from armd.evals.quality import distinct, entropy, mean, repetition, write_and_judge
@@ -104,6 +105,10 @@ def test_a_missing_evaluator_is_one_line(tmp_path: Path, model: Armd) -> None:
         load_judge(str(tmp_path / "mute"), torch.device("cpu"))
 
 
+def last_rows(tokens: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    raise AssertionError("no points were asked for")
+
+
 # ---- the frontier ----------------------------------------------------------------------------------------------------
 
 
@@ -119,7 +124,7 @@ def test_both_perplexities_by_hand(model: Armd) -> None:
         seen.append(text)
         return [0] * (2 if len(seen) == 1 else 4)
 
-    quality = write_and_judge(model, BYTE, Judge("mine", encode, score, 100, 0), Writing(8, samples=3), 1.0)
+    quality = write_and_judge(model, BYTE, Judge("mine", encode, score, 100, 0, last_rows), Writing(8, samples=3), 1.0)
     assert quality.judged == 2 + 4 + 4
     assert math.log(quality.generative_perplexity) == pytest.approx((2 * 1 + 8 * 3) / 10)
     assert quality.perplexity_by_text == pytest.approx((math.e + 2 * math.e**3) / 3)
@@ -136,7 +141,7 @@ def test_a_text_ends_before_its_end_of_text() -> None:
         def decode(self, ids: list[int]) -> str:
             return "".join("ab!"[i] for i in ids)
 
-    judge = Judge("length", lambda text: [0] * len(text), lambda tokens: tokens + 1.0, 16, 0)
+    judge = Judge("length", lambda text: [0] * len(text), lambda tokens: tokens + 1.0, 16, 0, last_rows)
     quality = write_and_judge(model, Letters(), judge, Writing(16, samples=8), 1.0)
     out = generate(model, length=16, batch_size=8)
     ends = [row.tolist().index(2) if 2 in row else 16 for row in out.tokens]
@@ -152,11 +157,51 @@ def test_frontier_and_its_plot(model: Armd) -> None:
     assert [row.temperature for row in rows] == [0.0, 0.05, 1.0]
     assert rows[0].entropy < rows[1].entropy < rows[2].entropy
     assert rows[1] == write_and_judge(model, BYTE, judge, writing, 0.05) and rows[0].tokens == 64
-    protocol = quality_protocol(judge, writing, BYTE)
+    protocol = quality_protocol(model, BYTE, judge, writing)
     assert "another evaluator than gpt2-large" in protocol.departures and "every token scored" in protocol.line
-    drawn = ElementTree.fromstring(plot(rows, protocol))
+    assert "mode exact, streams 4" in protocol.line
+    drawn = ElementTree.fromstring(plot({"run": rows}, protocol))
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 3
     assert drawn.find("{http://www.w3.org/2000/svg}desc").text == protocol.line
     for wrong in ([], [-1.0], [math.nan]):
         with pytest.raises(UserError, match="temperature"):
             list(frontier(model, BYTE, judge, writing, wrong))
+
+
+@pytest.mark.parametrize(("kind", "fields", "words", "passes"), [
+    (Armd, {"streams": 4, "mode": "parallel"}, "; mode parallel, streams 4", None),
+    (Autoregressive, {}, "; mode exact, streams 1", 16),
+    (MaskedDiffusion, {"steps": 8}, "; 8 steps of the even schedule, top-k 5", 8),
+    (MaskedDiffusion, {}, "; 16 steps of the even schedule, top-k 5", 16),
+    (MaskedDiffusion, {"steps": 99, "schedule": "ancestral"}, "; 99 steps of the ancestral schedule, idle ones", None),
+    (BlockDiffusion, {"steps": 2}, "; blocks of 4, each in 2 steps of the even schedule", 4 * 2),
+])  # fmt: skip
+def test_every_architecture_is_written_with_and_counted_alike(
+    kind: type, fields: dict, words: str, passes: int | None
+) -> None:
+    """Texts and passes are those of generate and denoise; the protocol says how they were written."""
+    model = make_model(kind, vocab_size=257, max_position_embeddings=16, block_size=4)
+    judge, writing = own_judge(model, BYTE, "judge"), Writing(16, top_k=5, seed=3, samples=3, rows=2, **fields)
+    quality = write_and_judge(model, BYTE, judge, writing, 0.5)
+    write = denoise if issubclass(kind, Denoiser) else generate
+    out = write(model, length=16, top_k=5, seed=3, temperature=0.5, batch_size=3, rows=2, **fields)
+    assert quality.texts == [BYTE.decode(row.tolist()) for row in out.tokens]
+    assert quality.forward_passes == out.forward_passes and quality.passes == out.passes.double().mean()
+    assert quality.passes < quality.forward_passes < 3 * quality.passes  # two at once, then the third
+    assert quality.passes * quality.tokens_per_pass == pytest.approx(16)
+    assert quality.passes == passes or (passes is None and quality.passes < 16)
+    assert words in quality_protocol(model, BYTE, judge, writing).line
+
+
+def test_several_writers_in_one_plot(model: Armd) -> None:
+    judge, name = own_judge(model, BYTE, "self"), "{http://www.w3.org/2000/svg}"
+    rows = list(frontier(model, BYTE, judge, Writing(16, samples=2), [0.5, 1.0]))
+    terms = [quality_protocol(model, BYTE, judge, Writing(16, streams=s)) for s in (1, 2)]
+    drawn = ElementTree.fromstring(plot({"S < 1": rows, "two": rows[:1]}, *terms))
+    assert drawn.find(f"{name}desc").text == "\n".join(each.line for each in terms)
+    assert {"S < 1", "two"} <= {text.text for text in drawn.iter(f"{name}text")}  # the legend
+    assert len(list(drawn.iter(f"{name}circle"))) == 2 + 1  # its marks, and that of the legend
+    assert {"r0", "r1"} <= {group.get("class") for group in drawn.iter(f"{name}g")}
+    alone = ElementTree.fromstring(plot({"S < 1": rows}, terms[0]))
+    assert "S < 1" not in {text.text for text in alone.iter(f"{name}text")}
+    assert int(alone.get("viewBox").split()[3]) < int(drawn.get("viewBox").split()[3])

@@ -1,12 +1,14 @@
-"""Baselines on the same layers and with the same call signature, their losses and samplers."""
+"""Baselines on the same layers and with the same call signature, their losses and their sampler."""
 
 from armd.baselines.autoregressive import Autoregressive, PrefixAutoregressive
-from armd.baselines.block_diffusion import BlockDiffusion, block_denoising, sample_block_diffusion
-from armd.baselines.denoiser import Bound, Denoiser, Sample, bound, estimate_bound
+from armd.baselines.block_diffusion import BlockDiffusion
+from armd.baselines.denoiser import Bound, Denoiser, bound, estimate_bound
 from armd.baselines.losses import Draw, nats, training_loss
-from armd.baselines.masked_diffusion import MaskedDiffusion, denoising, sample_masked_diffusion
+from armd.baselines.masked_diffusion import MaskedDiffusion
+from armd.baselines.sampler import SCHEDULES, denoise, denoising
 
 __all__ = [
+    "SCHEDULES",
     "Autoregressive",
     "BlockDiffusion",
     "Bound",
@@ -14,13 +16,10 @@ __all__ = [
     "Draw",
     "MaskedDiffusion",
     "PrefixAutoregressive",
-    "Sample",
-    "block_denoising",
     "bound",
+    "denoise",
     "denoising",
     "estimate_bound",
     "nats",
-    "sample_block_diffusion",
-    "sample_masked_diffusion",
     "training_loss",
 ]

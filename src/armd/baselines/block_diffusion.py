@@ -6,22 +6,17 @@ the clean blocks before it (`masks.block_diffusion`). Writing keeps the keys and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from armd.baselines.denoiser import Denoiser, Sample, check_sampler, reveal, turns
+from armd.baselines.denoiser import Denoiser, Reader
 from armd.cache import KeyValueStore
 from armd.errors import UserError
 from armd.layers import self_attend
 from armd.masks import Mask, block_diffusion, dense
 from armd.model import ArmdConfig
 from armd.orders import Order
-from armd.sampling import coin
 
 
 class BlockDiffusion(Denoiser):
@@ -97,62 +92,14 @@ class BlockDiffusion(Denoiser):
             rows = layer(rows, q, k, v, see)
         return self.norm(rows[:, :L])
 
+    def reader(self, batch: int, length: int) -> Reader:
+        """A pass over the rows of one block; its first one also takes in the tokens before it and keeps their rows."""
+        store, stored = self.new_store(batch, length), 0
 
-@torch.inference_mode()
-def block_denoising(
-    model: BlockDiffusion,
-    length: int,
-    *,
-    prompt: Sequence[int] = (),
-    steps: int | None = None,
-    schedule: str = "even",
-    skip_idle: bool = True,
-    seed: int = 0,
-    temperature: float = 1.0,
-    batch_size: int = 1,
-) -> Iterator[Int[Tensor, "B N"]]:
-    """Write block after block, each by the ancestral sampler: yields the texts, -1 at masks, after each pass.
-
-    A pass runs over the rows of one block; its first also over those of the block before it, which is finished then and
-    whose keys and values stay.
-
-    Args:
-        length: number of tokens after the prompt.
-        prompt: tokens every text begins with; it may end within a block.
-        steps: steps of the schedule in a block; default its number of tokens. A block that has fewer tokens left to
-            write takes no more steps of the even schedule than these.
-        schedule, skip_idle: as of `masked_diffusion.denoising`.
-        seed, temperature, batch_size: as of `decode.generate`.
-    """
-    known, size = len(prompt), model.config.block_size
-    steps = size if steps is None else steps
-    check_sampler(model, size, known + length, steps, schedule, temperature, batch_size)
-    if not all(0 <= token < model.config.vocab_size for token in prompt):
-        raise UserError(f"prompt={list(prompt)} holds tokens that are not in 0..{model.config.vocab_size - 1}")
-    if length < 1:
-        raise UserError(f"length={length} must be at least 1")
-    samples = torch.arange(batch_size, device=model.device)[:, None]
-    tokens = F.pad(torch.tensor(prompt, dtype=torch.long, device=model.device), (0, length), value=-1)
-    tokens = tokens.repeat(batch_size, 1)
-    store, stored = model.new_store(batch_size, known + length), 0
-    for start in range(known // size * size, known + length, size):
-        end = min(start + size, known + length)
-        at = torch.arange(max(start, known), end, device=model.device).expand(batch_size, -1)
-        count = min(steps, at.shape[1]) if schedule == "even" else steps
-        turn = turns(coin(seed, samples, at, draw=1), count, schedule)  # draw 0 is the noise of the tokens
-        turn = F.pad(turn, (end - start - at.shape[1], 0), value=-1)  # the prompt's part of the block is never chosen
-        for step in range(count):
-            chosen = turn == step
-            if skip_idle and not bool(chosen.any()):
-                continue
-            with model.evaluating():
-                rows = model.predict_next(store, tokens[:, stored:start], tokens[:, start:end], start)
+        def read(tokens: Tensor, start: int, end: int) -> Tensor:
+            nonlocal stored
+            rows = self.predict_next(store, tokens[:, stored:start], tokens[:, start:end], start)
             stored = start
-            block = reveal(model, rows, tokens[:, start:end], chosen, seed, temperature, start)
-            tokens = torch.cat((tokens[:, :start], block, tokens[:, end:]), dim=1)
-            yield tokens
+            return rows
 
-
-def sample_block_diffusion(model: BlockDiffusion, length: int, **options: Any) -> Sample:
-    """Write texts by `block_denoising`, whose options these are, to the end."""
-    return Sample.collect(block_denoising(model, length, **options))
+        return read

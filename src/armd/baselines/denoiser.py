@@ -1,9 +1,9 @@
-"""What masked and block diffusion share: a network that fills masks, its bound, and when a sampler reveals a token."""
+"""What masked and block diffusion share: a network that fills masks, and its continuous-time bound."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,8 @@ from armd.errors import UserError
 from armd.model import ArmdConfig, Transformer
 from armd.noise import Noise
 from armd.objective import row_nll, weighted_nll
-from armd.sampling import check_sampling, gumbel, warp
+
+Reader = Callable[[Tensor, int, int], Tensor]
 
 
 class Denoiser(Transformer):
@@ -42,8 +43,17 @@ class Denoiser(Transformer):
         """
         raise NotImplementedError
 
+    def reader(self, batch: int, length: int) -> Reader:
+        """What the sampler reads texts of `length` tokens by: a pass that may remember what it has read.
+
+        Returns:
+            (B, N) tokens in text order, -1 at masks, and the first and one past the last position of the block to be
+            written -> (B, L, D) the last hidden rows of that block. Blocks are written from left to right.
+        """
+        raise NotImplementedError
+
     def new_cache(self, batch: int, length: int) -> Cache:
-        raise UserError(f"{type(self).__name__} does not write with generate: use the sampler of armd.baselines")
+        raise UserError(f"{type(self).__name__} does not write with generate: use denoise")
 
     def _rows(self, tokens: Tensor, masked: Tensor) -> Tensor:
         rows = torch.where(masked[..., None], self.mask, self.embed(torch.where(masked, 0, tokens)))
@@ -118,75 +128,3 @@ def estimate_bound(
     total = torch.stack([bound(model, tokens, noise).sum(dim=1) for noise in each]).double()  # (K, B)
     spread = total.std(dim=0) if times > 1 else torch.full_like(total[0], math.nan)
     return Bound(total.mean(dim=0), spread / math.sqrt(times))
-
-
-# ---- samplers --------------------------------------------------------------------------------------------------------
-
-SCHEDULES = ("even", "ancestral")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Texts that were written.
-
-    Attributes:
-        tokens: (B, N) long.
-        forward_passes: passes of the network over the batch that were really made.
-    """
-
-    tokens: Int[Tensor, "B N"]
-    forward_passes: int
-
-    @classmethod
-    def collect(cls, passes: Iterator[Tensor]) -> Sample:
-        """The last of the texts that a sampler yields, one after each pass."""
-        *_, (count, tokens) = enumerate(passes, start=1)
-        return cls(tokens, count)
-
-
-def check_sampler(
-    model: Denoiser, size: int, length: int, steps: int, schedule: str, temperature: float, batch_size: int
-) -> None:
-    """Refuse impossible settings by name; `size` is the number of tokens that `steps` steps write."""
-    check_sampling(temperature, 0, 1.0)
-    limit = model.config.max_position_embeddings
-    if not 1 <= length <= limit:
-        raise UserError(f"length={length} must be in 1..max_position_embeddings={limit}")
-    if schedule not in SCHEDULES:
-        raise UserError(f"schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
-    if steps < 1 or (schedule == "even" and steps > size) or batch_size < 1:
-        most = f" and at most {size}, as no step of the even schedule may be idle" if schedule == "even" else ""
-        raise UserError(f"steps={steps} must be at least 1{most}, batch_size={batch_size} at least 1")
-
-
-def turns(chance: Float[Tensor, "B N"], steps: int, schedule: str) -> Int[Tensor, "B N"]:
-    """The step, 0 .. steps - 1, at which each position is revealed.
-
-    Args:
-        chance: (B, N) independent and uniform in (0, 1).
-        schedule: `ancestral`: of the linear schedule, a masked token is revealed from t to s with probability
-            (t - s) / t, so its step is uniform whatever the others do. `even`: every step reveals its share N / steps,
-            rounded; which tokens these are is as random as before.
-    """
-    if schedule == "ancestral":
-        return (chance * steps).long().clamp(max=steps - 1)
-    N = chance.shape[1]
-    ends = torch.arange(1, steps + 1, device=chance.device) * N // steps
-    return torch.searchsorted(ends, chance.argsort(dim=1).argsort(dim=1), right=True)
-
-
-def reveal(
-    model: Denoiser,
-    rows: Float[Tensor, "B N D"],
-    tokens: Int[Tensor, "B N"],
-    chosen: Bool[Tensor, "B N"],
-    seed: int,
-    temperature: float,
-    start: int = 0,
-) -> Int[Tensor, "B N"]:
-    """Draw the chosen tokens from their rows, the head applied to these only; `start` is the position of the first."""
-    sample, position = chosen.nonzero(as_tuple=True)
-    scores = warp(model.head(rows[chosen]), temperature)
-    if temperature > 0:  # float64 noise: in float32 its cut-off tail would cool the samples (Zheng et al., 2024)
-        scores = scores + gumbel(seed, sample[:, None], position[:, None] + start, scores.shape[-1])[:, 0]
-    return tokens.masked_scatter(chosen, scores.argmax(dim=-1))

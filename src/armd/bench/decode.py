@@ -138,7 +138,8 @@ def denoising_passes(model: MaskedDiffusion, steps: int, passes: int, length: in
     """The first `passes` of the `steps` passes of a text."""
 
     def job() -> Work:
-        for _ in itertools.islice(denoising(model, length, steps=steps, seed=seed, batch_size=batch), passes):
+        request = make_request(model, length=length, seed=seed, batch_size=batch, stop=False)
+        for _ in itertools.islice(denoising(model, request, steps), passes):
             pass
         return Work(length * batch, steps, share=passes / steps)
 

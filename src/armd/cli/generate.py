@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from rich.table import Table
 
 from armd import decode
 from armd.adaptive import generate_adaptive
-from armd.cli.models import held_out, load_writer
+from armd.baselines import Denoiser, denoising
+from armd.cli.models import as_armd, check_fits, held_out, load_reader
 from armd.cli.terminal import say
 from armd.data import Tokenizer
 from armd.decode import Generation
@@ -22,10 +24,11 @@ from armd.errors import UserError
 from armd.evals import CANDIDATES, choose_streams
 from armd.files import json_text
 from armd.infill import Part, fill, only_template
-from armd.model import Armd
+from armd.model import Armd, Transformer
 from armd.precision import cast
 from armd.request import Request, make_request
 from armd.sampling import check_seed
+from armd.writer import Event
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Generate:
     """Text with holes instead of a prompt: <16> is a hole of 16 tokens, <4-12> one of 4 to 12, the likeliest length."""
     length: int | None = None
     """New tokens after the prompt; default: as many as fit, rounded down to a multiple of streams."""
+    steps: int | None = None
+    """Of mdlm and bd3lm: steps a text, or a block, is written in; default: a token a step."""
+    schedule: Literal["even", "ancestral"] = "even"
+    """Of mdlm and bd3lm: even: as many tokens in every step; ancestral: each token's step is drawn on its own."""
     streams: int | Literal["auto"] = 1
     """Number of equal streams the new tokens are cut into; auto: the fastest within --budget on the texts of --data."""
     data: Path | None = None
@@ -82,6 +89,12 @@ class Generate:
     """Print one JSON object."""
 
 
+BY_ORDER = (
+    "streams", "data", "budget", "mode", "drafts", "check", "tolerance", "adaptive", "dependence", "best_of", "compiled"
+)  # fmt: skip
+"""Options that a model of noise, which is told no order, does without."""
+
+
 def _check_options(args: Generate) -> None:
     """Refuse options that would do nothing: a line is an option, if it was given, what it needs, if that is."""
     template = args.template is not None
@@ -106,11 +119,12 @@ def _check_options(args: Generate) -> None:
 
 def run_generate(args: Generate) -> None:
     _check_options(args)
-    model, tokenizer = load_writer(args.model, args.device)
+    model, tokenizer = load_reader(args.model, args.device)
+    check_fits(args, model, BY_ORDER)
     cast(model, args.dtype)
     parts = parse_template(args.template, tokenizer) if args.template is not None else []
     if args.best_of != 1 or any(isinstance(part, tuple) and part[0] < part[1] for part in parts):
-        out, seconds, more = _best(args, model, parts)
+        out, seconds, more = _best(args, as_armd(model, args.model, "filling by --best-of or <4-12>"), parts)
     else:
         out, seconds, more = _write(args, model, tokenizer, parts)
     texts = [tokenizer.decode(row[:n].tolist()) for row, n in zip(out.tokens, out.lengths.tolist(), strict=True)]
@@ -148,17 +162,23 @@ def _sampling(args: Generate) -> dict[str, Any]:
 Written = tuple[Generation, float, dict[str, Any]]  # the texts, seconds, and more to tell
 
 
-def _write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> Written:
+def _write(args: Generate, model: Transformer, tokenizer: Tokenizer, parts: list[Part]) -> Written:
     """A prompt continued, or a template of known lengths filled."""
     what = _what_to_write(args, model, tokenizer, parts)
     request = make_request(model, **what, **_sampling(args), batch_size=args.samples)
     began = time.perf_counter()
     if args.adaptive is not None:
-        written = generate_adaptive(model, request, args.adaptive, args.dependence)
+        written = generate_adaptive(as_armd(model, args.model, "--adaptive"), request, args.adaptive, args.dependence)
         return written.generation, time.perf_counter() - began, {"order": written.order.positions.tolist()}
     with _live(args, request, tokenizer) as show:
-        out = decode.collect(request, show(decode.stream(model, request, args.rows, args.compiled)))
+        out = decode.collect(request, show(_passes(args, model, request)))
     return out, time.perf_counter() - began, {}
+
+
+def _passes(args: Generate, model: Transformer, request: Request) -> Iterator[Event]:
+    if isinstance(model, Denoiser):
+        return denoising(model, request, args.steps, args.schedule, rows=args.rows)
+    return decode.stream(model, request, args.rows, args.compiled)
 
 
 def _best(args: Generate, model: Armd, parts: list[Part]) -> Written:
@@ -174,7 +194,7 @@ def _best(args: Generate, model: Armd, parts: list[Part]) -> Written:
     return best.generation.row(best.row), time.perf_counter() - began, more
 
 
-def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: list[Part]) -> dict[str, Any]:
+def _what_to_write(args: Generate, model: Transformer, tokenizer: Tokenizer, parts: list[Part]) -> dict[str, Any]:
     limit = model.config.max_position_embeddings
     if parts:
         return {"template": only_template(parts, limit)}
@@ -188,11 +208,12 @@ def _what_to_write(args: Generate, model: Armd, tokenizer: Tokenizer, parts: lis
     return {"prompt": prompt, "length": length, "streams": streams}
 
 
-def _choose(args: Generate, model: Armd, tokenizer: Tokenizer, length: int) -> int:
+def _choose(args: Generate, model: Transformer, tokenizer: Tokenizer, length: int) -> int:
     """The number of streams for `--streams auto`; says what there was to choose from."""
     assert args.data is not None  # checked with the other options
     dataset = held_out(args.data, args.model, model, tokenizer, length)
-    streams, offers = choose_streams(model, dataset, args.budget, mode=args.mode, seed=args.seed)
+    able = as_armd(model, args.model, "--streams auto")
+    streams, offers = choose_streams(able, dataset, args.budget, mode=args.mode, seed=args.seed)
     table = Table("streams", "nats/token", "cost", "tokens/pass", title=f"mode {args.mode}, texts of {length} tokens")
     for o in offers:
         table.add_row(f"{o.streams}", f"{o.nats:.4f}", f"{o.cost:+.4f}", f"{o.tokens_per_pass:.2f}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from armd import checkpoint
+from armd.baselines import Denoiser
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
 from armd.model import Armd, Transformer
@@ -19,12 +22,31 @@ def load_reader(folder: Path, device: str) -> tuple[Transformer, Tokenizer]:
     return model, tokenizer
 
 
-def load_writer(folder: Path, device: str, task: str = "generate") -> tuple[Armd, Tokenizer]:
+def load_writer(folder: Path, device: str, task: str) -> tuple[Armd, Tokenizer]:
     """A model that fills holes."""
     model, tokenizer = load_reader(folder, device)
+    return as_armd(model, folder, task), tokenizer
+
+
+def as_armd(model: Transformer, folder: Path, task: str) -> Armd:
     if not isinstance(model, Armd):
         raise UserError(f"{folder} is a {type(model).__name__}; {task} needs an armd model")
-    return model, tokenizer
+    return model
+
+
+BY_STEPS = "steps", "schedule"
+"""Options of masked and block diffusion, which every other model does without."""
+
+
+def check_fits(args: Any, model: Transformer, by_order: Sequence[str]) -> None:
+    """Refuse options that mean nothing to the model; those of `by_order` are for models that write in an order."""
+    denoises = isinstance(model, Denoiser)
+    for name in by_order if denoises else BY_STEPS:
+        if getattr(args, name) != getattr(type(args), name):
+            kind = f"{args.model} is of class {type(model).__name__}"
+            needs = "an armd model" if denoises else "a model of masked or block diffusion"
+            other = ", which writes by --steps and --schedule" if denoises else ""
+            raise UserError(f"--{name.replace('_', '-')} needs {needs}; {kind}{other}")
 
 
 def held_out(folder: Path, name: Path, model: Transformer, tokenizer: Tokenizer | None, length: int) -> TokenDataset:

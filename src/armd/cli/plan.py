@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from armd.cli.terminal import parse
-from armd.cli.train import Steps, describe_presets
+from armd.cli.train import Architecture, Steps, describe_presets
 from armd.errors import UserError
 from armd.files import json_text
 from armd.gpus import GPUS, get_accelerator
 from armd.memory import Memory
 from armd.plan import BUDGETS, BYTES, USABLE, VOCABULARIES, Machine, measured, plan
-from armd.presets import PRESETS, get_preset, with_steps
+from armd.presets import PRESETS, for_architecture, get_preset, with_steps
 from armd.quantities import count, duration
 from armd.train import TrainConfig
 
@@ -68,6 +68,9 @@ def run_plan(argv: Sequence[str]) -> None:
     options = parse(PlanOptions, argv[1:], prog, strict=False)
     size = VOCABULARIES.get(name, BYTES) if options.vocab_size is None else options.vocab_size
     base = preset(size, None)
+    architecture = parse(Architecture, argv[1:], prog, strict=False).architecture
+    if architecture is not None:
+        base = for_architecture(base, architecture)
     steps = parse(Steps, argv[1:], prog, strict=False).max_steps
     if steps is not None and steps < base.max_steps:
         base = with_steps(base, steps)
@@ -76,6 +79,7 @@ def run_plan(argv: Sequence[str]) -> None:
     machine = Machine(get_accelerator(options.gpu), options.gpus, options.utilisation, options.price_per_hour)
     result: dict[str, Any] = {
         "preset": name,
+        "architecture": config.architecture,
         "device": machine.accelerator.name,
         "peak_flops": machine.accelerator.flops,
         "devices": machine.devices,
@@ -127,8 +131,9 @@ def _times(result: dict[str, Any]) -> Table:
 def _words(result: dict[str, Any]) -> str:
     """What the tables do not say."""
     kept, again = (result["tokens_per_second"][name] for name in ("kept", "recomputed"))
+    what = "two streams" if result["architecture"] == "armd" else result["architecture"]
     lines = [
-        f"two streams: {result['flops_per_token']['against_ar']:.3f} times the operations of an autoregressive model",
+        f"{what}: {result['flops_per_token']['against_ar']:.3f} times the operations of an autoregressive model",
         f"fits: below {result['fits_below_bytes'] / 1e9:.0f} GB, {USABLE:.0%} of the memory",
         f"speed: {kept:,.0f} tokens/s of all devices, {again:,.0f} with activations recomputed; "
         f"peak {result['peak_flops'] / 1e12:,.4g} TFLOP/s each",

@@ -9,12 +9,21 @@ from typing import Literal
 
 from rich.table import Table
 
-from armd.cli.models import load_reader
+from armd.cli.models import check_fits, held_out, load_reader
 from armd.cli.terminal import say, show
 from armd.errors import UserError
-from armd.evals import Writing, check_temperatures, frontier, load_judge, plot, quality_protocol
+from armd.evals import (
+    Human,
+    Writing,
+    check_mauve,
+    check_temperatures,
+    frontier,
+    held_out_texts,
+    load_judge,
+    plot,
+    quality_protocol,
+)
 from armd.files import json_text, write_text
-from armd.request import make_request
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,10 @@ class EvaluateGeneration:
     """Number of equal streams; 1 is left to right."""
     mode: Literal["exact", "sequential", "parallel"] = "exact"
     """parallel: one token of every stream a pass; sequential and exact: the law of one token at a time."""
+    steps: int | None = None
+    """Of mdlm and bd3lm: steps a text, or a block, is written in; default: a token a step."""
+    schedule: Literal["even", "ancestral"] = "even"
+    """Of mdlm and bd3lm: even: as many tokens in every step; ancestral: each token's step is drawn on its own."""
     top_k: int = 0
     """Sample from the k most likely tokens; 0 is off."""
     top_p: float = 1.0
@@ -43,6 +56,10 @@ class EvaluateGeneration:
     """Same seed, same texts."""
     rows: int = 16
     """Texts written at once."""
+    mauve: bool = False
+    """Compare with the held-out texts of --data, as many and as long (armd[evals])."""
+    data: Path | None = None
+    """Folder made by armd prepare, for --mauve."""
     plot: Path | None = None
     """Write the frontier here, as .svg."""
     device: str = "auto"
@@ -55,26 +72,40 @@ def run_quality(args: EvaluateGeneration) -> None:
     check_temperatures(args.temperatures)
     if args.rows < 1 or args.samples < 1:
         raise UserError(f"rows={args.rows} and samples={args.samples} must be at least 1")
+    if args.mauve != (args.data is not None):
+        raise UserError(
+            "--mauve needs --data DIR, held-out texts to compare with" if args.mauve else "--data needs --mauve"
+        )
+    if args.mauve:
+        check_mauve()
     model, tokenizer = load_reader(args.model, args.device)
+    check_fits(args, model, ("streams", "mode"))
     limit = model.config.max_position_embeddings
     length = args.length if args.length is not None else limit - limit % max(args.streams, 1)
-    writing = Writing(length, args.streams, args.mode, args.top_k, args.top_p, args.seed, args.samples, rows=args.rows)
-    options = {name: getattr(writing, name) for name in ("length", "streams", "mode", "top_k", "top_p", "seed")}
-    make_request(model, **options)  # a mistake shows before the evaluator is loaded
+    names = "streams", "mode", "steps", "schedule", "top_k", "top_p", "seed", "samples", "rows"
+    writing = Writing(length, **{name: getattr(args, name) for name in names})
+    writing.start(model, args.temperatures[0])  # a mistake shows before the evaluator is loaded
+    texts = []
+    if args.data is not None:
+        texts = held_out_texts(held_out(args.data, args.model, model, tokenizer, length), tokenizer, args.samples)
     judge = load_judge(args.evaluator, model.device)
-    protocol, results = quality_protocol(judge, writing, tokenizer), []
-    for result in frontier(model, tokenizer, judge, writing, args.temperatures):
+    human = Human(str(args.data), judge.points(texts)) if args.mauve else None
+    protocol, results = quality_protocol(model, tokenizer, judge, writing, human), []
+    for result in frontier(model, tokenizer, judge, writing, args.temperatures, human):
         say(f"temperature {result.temperature:g}: done")
         results.append(result)
     if args.plot:
-        write_text(args.plot, plot(results, protocol))
+        write_text(args.plot, plot({args.model.name: results}, protocol))
     if args.json:
         print(json_text({"rows": [dataclasses.asdict(r) for r in results], "protocol": protocol.fields}))
         return
     columns = ("temperature", "gen. perplexity", "by text", "entropy", "repeated 4-grams", "distinct 1 / 2 / 3")
-    table = Table(*columns, "tokens", "tokens/pass", title=f"{args.samples} texts of {length} tokens")
+    more = [*["MAUVE"] * args.mauve, "tokens", "passes", "tokens/pass"]
+    table = Table(*columns, *more, title=f"{args.samples} texts of {length} tokens")
     for r in results:
         perplexities = f"{r.generative_perplexity:.2f}", f"{r.perplexity_by_text:.2f}"
         variety = f"{r.entropy:.3f}", f"{r.repetition:.4f}", " / ".join(f"{share:.3f}" for share in r.distinct)
-        table.add_row(f"{r.temperature:g}", *perplexities, *variety, f"{r.tokens:,}", f"{r.tokens_per_pass:.2f}")
+        closeness = [] if r.mauve is None else [f"{r.mauve:.3f}"]
+        pace = f"{r.tokens:,}", f"{r.passes:,.1f}", f"{r.tokens_per_pass:.2f}"
+        table.add_row(f"{r.temperature:g}", *perplexities, *variety, *closeness, *pace)
     show(table, protocol.line)

@@ -4,9 +4,18 @@ from armd.evals.humaneval import Code, infill_code, read_problems
 from armd.evals.judge import Judge, load_judge, own_judge
 from armd.evals.lambada import LastWord, last_words
 from armd.evals.likelihood import Score, draws_of, evaluate, held_out_protocol, parse_orders
+from armd.evals.mauve import Human, check_mauve, held_out_texts
 from armd.evals.meter import CANDIDATES, Meter, Offer, choose_streams, read_meter
 from armd.evals.protocol import Protocol
-from armd.evals.quality import Quality, Writing, check_temperatures, frontier, plot, quality_protocol
+from armd.evals.quality import (
+    Quality,
+    Writing,
+    check_temperatures,
+    frontier,
+    plot,
+    quality_protocol,
+    write_and_judge,
+)
 from armd.evals.sandbox import Limits
 from armd.evals.stories import Stories, check_missing, infill_stories, read_stories
 from armd.evals.zeroshot import PACKINGS, SETS, ZeroShot, pack, read_set, zero_shot, zero_shot_protocol
@@ -16,6 +25,7 @@ __all__ = [
     "PACKINGS",
     "SETS",
     "Code",
+    "Human",
     "Judge",
     "LastWord",
     "Limits",
@@ -27,6 +37,7 @@ __all__ = [
     "Stories",
     "Writing",
     "ZeroShot",
+    "check_mauve",
     "check_missing",
     "check_temperatures",
     "choose_streams",
@@ -34,6 +45,7 @@ __all__ = [
     "evaluate",
     "frontier",
     "held_out_protocol",
+    "held_out_texts",
     "infill_code",
     "infill_stories",
     "last_words",
@@ -47,6 +59,7 @@ __all__ = [
     "read_problems",
     "read_set",
     "read_stories",
+    "write_and_judge",
     "zero_shot",
     "zero_shot_protocol",
 ]

@@ -33,6 +33,7 @@ class Judge:
         score: (B, N) ids -> (B, N - first) nats, left to right; a row may be padded on its right.
         window: most tokens it reads at once; longer texts are cut into windows that do not overlap.
         first: tokens at the start of a window that are given, not scored: 0 if it has a beginning of text of its own.
+        last_rows: (B, N) ids padded on their right, (B,) long numbers of tokens -> (B, D) the last hidden row of each.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Judge:
     score: Callable[[Tensor], Tensor]
     window: int
     first: int
+    last_rows: Callable[[Tensor, Tensor], Tensor]
 
     @torch.inference_mode()
     def nats(self, texts: Sequence[str], batch_size: int = 8) -> list[Tensor]:
@@ -53,6 +55,18 @@ class Judge:
             for row, (i, ids) in zip(self.score(padded).double().cpu(), batch, strict=True):
                 found[i].append(row[: len(ids) - self.first])
         return [torch.cat(parts) for parts in found]
+
+    @torch.inference_mode()
+    def points(self, texts: Sequence[str], batch_size: int = 8) -> Tensor:
+        """(T, D) float32: the last hidden row of the first window of every text; texts of no token are left out."""
+        found = []
+        rows = [ids[: self.window] for ids in map(self.encode, texts) if ids]
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            sizes = torch.tensor([len(ids) for ids in batch])
+            padded = torch.tensor([ids + [0] * (int(sizes.max()) - len(ids)) for ids in batch])
+            found.append(self.last_rows(padded, sizes).float().cpu())
+        return torch.cat(found) if found else torch.empty(0, 1)
 
     def _windows(self, ids: list[int]) -> Iterator[list[int]]:
         for start in range(0, len(ids), self.window):
@@ -81,13 +95,23 @@ def load_judge(path: str, device: torch.device) -> Judge:
 
 
 def own_judge(model: Transformer, tokenizer: Tokenizer, name: str) -> Judge:
-    """A model of ours as judge, left to right: every token is scored, as it has a beginning of text of its own."""
+    """A model of ours as judge, left to right: every token is scored, as it has a beginning of text of its own.
+
+    Its row of a text is the one that predicts what comes next, so that a text of a whole window loses its last token.
+    """
+    window = model.config.max_position_embeddings
 
     def score(tokens: Tensor) -> Tensor:
         with model.evaluating():
             return nll(model, tokens.to(model.device), Order.left_to_right(*tokens.shape))
 
-    return Judge(name, tokenizer.encode, score, model.config.max_position_embeddings, first=0)
+    def last_rows(tokens: Tensor, sizes: Tensor) -> Tensor:
+        tokens = F.pad(tokens, (0, 1))[:, :window].to(model.device)  # one more: its row has read all those before
+        with model.evaluating():
+            hidden = model.hidden(tokens, Order.left_to_right(*tokens.shape))
+        return hidden[torch.arange(len(sizes)), sizes.clamp(max=window - 1)]
+
+    return Judge(name, tokenizer.encode, score, window, 0, last_rows)
 
 
 def _hugging_face(path: str, device: torch.device) -> Judge:
@@ -114,4 +138,9 @@ def _hugging_face(path: str, device: torch.device) -> Judge:
     def encode(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    return Judge(path, encode, score, getattr(model.config, "max_position_embeddings", None) or 1024, first=1)
+    def last_rows(tokens: Tensor, sizes: Tensor) -> Tensor:
+        hidden = model(tokens.to(device), output_hidden_states=True).hidden_states[-1]
+        return hidden[torch.arange(len(sizes)), sizes - 1]
+
+    window = getattr(model.config, "max_position_embeddings", None) or 1024
+    return Judge(path, encode, score, window, 1, last_rows)

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from armd.chart import Series, drawing, finite_points, safe
+from armd.baselines import Denoiser, denoising
+from armd.chart import MARKS, Series, drawing, finite_points, look, picture
 from armd.data import Tokenizer
-from armd.decode import generate
+from armd.decode import collect, stream
 from armd.errors import UserError
 from armd.evals.judge import Judge
+from armd.evals.mauve import Human, mauve
 from armd.evals.protocol import Protocol, vocabulary
 from armd.model import Transformer
+from armd.request import Request, make_request
 from armd.sampling import check_sampling
-
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 14px; fill: #111 }
-.paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor } .s1 { color: #1f6feb }
-.line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round }
-"""
-
+from armd.writer import Event
 
 # ---- measures of token rows ------------------------------------------------------------------------------------------
 
@@ -65,16 +62,44 @@ def mean(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Writing:
-    """How texts are written; the fields are those of `armd.generate`."""
+    """How texts are written.
+
+    Attributes:
+        streams, mode: as of `armd.generate`; masked and block diffusion have none.
+        steps, schedule: as of `armd.denoise`, for masked and block diffusion only.
+        length, top_k, top_p, seed, rows: as of both.
+        samples: texts at each temperature.
+    """
 
     length: int
     streams: int = 1
     mode: str = "exact"
+    steps: int | None = None
+    schedule: str = "even"
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
     samples: int = 64
     rows: int | None = None
+
+    def start(self, model: Transformer, temperature: float) -> tuple[Request, Iterator[Event]]:
+        """What is to be written, checked, and the passes that write it: an armd model's or a denoiser's."""
+        shared = {name: getattr(self, name) for name in ("length", "top_k", "top_p", "seed")}
+        shared.update(temperature=temperature, batch_size=self.samples)
+        if isinstance(model, Denoiser):
+            request = make_request(model, **shared)
+            return request, denoising(model, request, self.steps, self.schedule, rows=self.rows)
+        request = make_request(model, streams=self.streams, mode=self.mode, **shared)
+        return request, stream(model, request, self.rows)
+
+    def words(self, model: Transformer) -> str:
+        """How a model writes, for a protocol."""
+        if not isinstance(model, Denoiser):
+            return f"mode {self.mode}, streams {self.streams}"
+        size = min(model.noise_block(model.config) or self.length, self.length)
+        place = f"blocks of {size:,}, each in " if size < self.length else ""
+        steps = f"{self.steps or size:,} steps of the {self.schedule} schedule"
+        return f"{place}{steps}" + ", idle ones skipped" * (self.schedule == "ancestral")
 
 
 @dataclass(frozen=True)
@@ -89,7 +114,10 @@ class Quality:
         entropy: nats, of the token counts of one text, mean over texts.
         repetition: share of 4-grams that repeat one of the same text, mean over texts.
         distinct: distinct 1-, 2- and 3-grams over all texts, divided by all.
-        tokens_per_pass: tokens a text gained in a pass.
+        forward_passes: passes of the network that were really made, each over the texts written at once.
+        passes: those a text took part in (masked and block diffusion: that wrote a token of it), mean over texts.
+        tokens_per_pass: tokens a text gained in such a pass.
+        mauve: closeness to texts of people; None if there were none to compare with.
         texts: what was written.
     """
 
@@ -101,16 +129,23 @@ class Quality:
     entropy: float
     repetition: float
     distinct: tuple[float, float, float]
+    forward_passes: int
+    passes: float
     tokens_per_pass: float
+    mauve: float | None
     texts: list[str] = field(repr=False)
 
 
 def write_and_judge(
-    model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, temperature: float
+    model: Transformer,
+    tokenizer: Tokenizer,
+    judge: Judge,
+    writing: Writing,
+    temperature: float,
+    human: Human | None = None,
 ) -> Quality:
     """Write texts at one temperature and measure them. Texts of the same seed share their noise."""
-    options = {name: getattr(writing, name) for name in ("length", "streams", "mode", "top_k", "top_p", "seed", "rows")}
-    out = generate(model, temperature=temperature, batch_size=writing.samples, **options)
+    out = collect(*writing.start(model, temperature))
     eos = model.config.eos_token_id
     rows = [row[:n].tolist() for row, n in zip(out.tokens, out.lengths.tolist(), strict=True)]
     rows = [row[:-1] if row[-1] == eos else row for row in rows]
@@ -127,7 +162,10 @@ def write_and_judge(
         entropy=mean(map(entropy, rows)),
         repetition=mean(map(repetition, rows)),
         distinct=(distinct(rows, 1), distinct(rows, 2), distinct(rows, 3)),
+        forward_passes=out.forward_passes,
+        passes=out.passes.double().mean().item(),
         tokens_per_pass=out.tokens_per_pass,
+        mauve=None if human is None else mauve(human.points, judge.points(texts)),
         texts=texts,
     )
 
@@ -136,20 +174,24 @@ def _exp(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
-def quality_protocol(judge: Judge, writing: Writing, tokenizer: Tokenizer) -> Protocol:
+def quality_protocol(
+    model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, human: Human | None = None
+) -> Protocol:
     """The terms of the numbers of `write_and_judge`."""
     w, gpt2_large = writing, "gpt2-large" in judge.name
     departures = ["another evaluator than gpt2-large"] * (not gpt2_large)
     departures += [f"texts of {w.length:,} tokens instead of 1,024"] * (w.length != 1024)
+    departures += ["MAUVE of fewer than 5,000 texts"] * (human is not None and min(w.samples, len(human.points)) < 5000)
     first = "the first token of a window given" if judge.first else "every token scored"
     return Protocol(
         task=f"generative perplexity under {judge.name}",
         data=f"{w.samples:,} texts a row of at most {w.length:,} tokens, no prompt, seed {w.seed}, none redrawn",
-        text=f"mode {w.mode}, streams {w.streams}, top-k {w.top_k}, top-p {w.top_p:g}, float64 noise, cut at the first "
+        text=f"{w.words(model)}, top-k {w.top_k}, top-p {w.top_p:g}, float64 noise, cut at the first "
         f"end of text, decoded and tokenized anew by the evaluator (windows of {judge.window:,} without overlap, "
         f"{first})",
         scoring=f"perplexity: mean over tokens, and mean over texts of exp; entropy: nats of a text's token counts "
-        f"({vocabulary(tokenizer)}); repetition: 4-grams; distinct: all texts together",
+        f"({vocabulary(tokenizer)}); repetition: 4-grams; distinct: all texts together"
+        + ("" if human is None else f"; {human.words(judge, w.samples)}"),
         departures=tuple(departures),
     )
 
@@ -165,30 +207,37 @@ def check_temperatures(temperatures: Sequence[float]) -> None:
 
 
 def frontier(
-    model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, temperatures: Sequence[float]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    judge: Judge,
+    writing: Writing,
+    temperatures: Sequence[float],
+    human: Human | None = None,
 ) -> Iterator[Quality]:
     """Quality at every temperature, yielded as soon as it is there."""
     check_temperatures(temperatures)
     for temperature in temperatures:
-        yield write_and_judge(model, tokenizer, judge, writing, temperature)
+        yield write_and_judge(model, tokenizer, judge, writing, temperature, human)
 
 
-def plot(rows: Sequence[Quality], protocol: Protocol) -> str:
-    """Generative perplexity against entropy, a mark a temperature, as a whole SVG file."""
-    points = finite_points((row.entropy, row.generative_perplexity) for row in rows)
-    told = "; ".join(
-        f"temperature {r.temperature:g}: perplexity {r.generative_perplexity:.4g}, entropy {r.entropy:.3g}"
-        for r in rows
-    )
-    line = Series("temperatures " + ", ".join(f"{r.temperature:g}" for r in rows), points, "s1", "circle")
-    drawn = drawing("Frontier", told, [line], ("entropy, nats", "generative perplexity"), log_y=True)
-    return "\n".join(
-        [
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 330 250" width="660">',
-            f"<desc>{safe(protocol.line)}</desc>",
-            f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>',
-            '<text x="12" y="20" class="head">Quality against diversity, by temperature</text>',
-            f'<svg x="10" y="34" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>',
-            "</svg>\n",
+def plot(series: Mapping[str, Sequence[Quality]], *protocols: Protocol) -> str:
+    """Generative perplexity against entropy, a line a writer and a mark a temperature, as a whole SVG file.
+
+    Args:
+        series: name of a writer -> its rows; names are shown where there are several.
+        protocols: the terms of the numbers, one for all writers or one each.
+    """
+    several, lines, told = len(series) > 1, [], []
+    for i, (name, rows) in enumerate(series.items()):
+        points = finite_points((row.entropy, row.generative_perplexity) for row in rows)
+        label = f"{name}, " * several + "temperatures " + ", ".join(f"{row.temperature:g}" for row in rows)
+        lines.append(Series(label, points, look(i), list(MARKS)[i % len(MARKS)]))
+        told += [
+            f"{name}, " * several
+            + f"temperature {r.temperature:g}: perplexity {r.generative_perplexity:.4g}, entropy {r.entropy:.3g}"
+            for r in rows
         ]
-    )
+    drawn = drawing("Frontier", "; ".join(told), lines, ("entropy, nats", "generative perplexity"), log_y=True)
+    names = [(name, line.style, line.marks) for name, line in zip(series, lines, strict=True)] if several else []
+    title = "Quality against diversity, by temperature"
+    return picture([(title, drawn)], names, "\n".join(protocol.line for protocol in protocols))
