@@ -30,7 +30,7 @@ from armd.reproduce import (
     report,
     train_all,
 )
-from armd.reproduce.experiments import choices
+from armd.reproduce.experiments import choices, table2
 from armd.reproduce.study import DONE
 from armd.train import TrainConfig, train
 
@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shrunken(vocab_size: int, eos_id: int | None) -> TrainConfig:
     base = tiny(vocab_size, eos_id)
-    shape = replace(base.model, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    shape = replace(base.model, hidden_size=24, num_hidden_layers=2, num_attention_heads=2)
     return replace(base, model=shape)
 
 
@@ -179,14 +179,15 @@ def test_every_config_is_possible(name: str, scale: str) -> None:
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].prepare is None])
 def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From models of a few steps, and from none."""
-    for constant, value in {"SMALL_STEPS": 8, "SMALL_TEXTS": 1, "SMALL_LENGTH": 32, "SENTENCE": 16}.items():
+    for constant, value in {"SMALL_STEPS": 16, "SMALL_TEXTS": 1, "SMALL_LENGTH": 32, "SENTENCE": 16}.items():
         monkeypatch.setattr(bases, constant, value)
     monkeypatch.setattr(choices, "LENGTHS", (32, 64))
+    monkeypatch.setattr(table2, "SAMPLES", 2)
     monkeypatch.setattr(bases, "tiny", shrunken)
     study = Study(EXPERIMENTS[name], tmp_path, data, seeds=(0,))
     assert all(target.met is None for target in EXPERIMENTS[name].report(study).targets)
     runs = {run.key: run for run in study.all_runs()}
-    train_here(list(runs.values())[:7], data)
+    train_here(list(runs.values())[:8], data)
     section = report(study, "command")
     cells = [cell for table in section.tables for row in table.rows for cell in row]
     assert cells and not any("nan" in cell for cell in cells)

@@ -5,21 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from armd.chart import Series, drawing, finite_points, safe
+from armd.chart import Series, drawing, finite_points, look, picture
 from armd.decode import generate
 from armd.evals import SETS, evaluate, pack, read_meter, read_set, zero_shot, zero_shot_protocol
 from armd.evals.zeroshot import PACKINGS
 from armd.model import Armd
 from armd.reproduce.study import Run, Study
-
-LOOKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000")
-"""Okabe and Ito's colours, which remain apart for the colour-blind."""
-STYLE = (
-    "text { font: 11px system-ui, sans-serif; fill: #555 } .head { font-weight: 600; font-size: 13px; fill: #111 }"
-    ".paper { fill: #fff } .grid { stroke: #ddd; fill: none } .marks { fill: currentColor }"
-    ".line { fill: none; stroke: currentColor; stroke-width: 1.6; stroke-linejoin: round }"
-    + "".join(f".r{i} {{ color: {colour} }}" for i, colour in enumerate(LOOKS))
-)
 
 
 def scores(study: Study, run: Run, *, orders: str, texts: int = 512) -> list[dict[str, Any]]:
@@ -78,24 +69,13 @@ def parameters(study: Study, run: Run) -> int:
 
 
 def svg(title: str, lines: dict[str, list[tuple[float, float]]], axes: tuple[str, str], **options: Any) -> str:
-    """Lines by name, with a legend below them, as a whole SVG file; options are those of `chart.drawing`."""
+    """Lines by name, under their names, as a whole SVG file; options are those of `chart.drawing`."""
     series = [
-        Series(name, finite_points(points), f"r{i % len(LOOKS)}", "circle" * (len(points) < 24))
+        Series(name, finite_points(points), look(i), "circle" * (len(points) < 24))
         for i, (name, points) in enumerate(lines.items())
     ]
     drawn = drawing(title, ", ".join(lines), series, axes, **options)
-    names, rows = list(lines), -(-len(lines) // 2)
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 330 {250 + 18 * rows}" width="660">',
-        f'<style>{STYLE}</style><rect class="paper" width="100%" height="100%"/>',
-        f'<text class="head" x="10" y="20">{safe(title)}</text>',
-        f'<svg x="10" y="30" width="310" height="208" viewBox="0 0 310 208">{drawn}</svg>',
-    ]
-    for i, name in enumerate(names):
-        x, y = 12 + 160 * (i // rows), 250 + 18 * (i % rows)
-        mark = f'<g class="r{i % len(LOOKS)}"><path class="line" d="M0 0h22"/></g>'
-        out.append(f'<g transform="translate({x} {y})">{mark}<text x="28" y="4">{safe(name)}</text></g>')
-    return "\n".join([*out, "</svg>"]) + "\n"
+    return picture([(title, drawn)], [(s.label, s.style, s.marks) for s in series])
 
 
 def mean_curve(study: Study, name: str, order: str) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,7 @@ from armd.reproduce.measures import svg
 from armd.reproduce.page import spread
 from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
+from armd.train import TrainConfig
 
 JUDGE, SAMPLES = "evaluator", 32
 TEMPERATURES = (0.7, 0.85, 1.0)
@@ -26,7 +28,8 @@ SHARES = (1, 2, 4)
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
     steps, small = config.max_steps, setting.scale == "small"
-    tunings = {f"i_SBP {n:,}": n for n in ((steps // 16, steps // 8, steps // 4) if small else (10_000, 50_000, 80_000))}
+    counts = (steps // 16, steps // 8, steps // 4) if small else (10_000, 50_000, 80_000)
+    tunings = {f"i_SBP {count:,}": count for count in counts}
     rhos = (8, 4) if small else (32, 16)
     found = {"AR": baselines(config)["AR"], **{name: baselines(config)[name] for name in DIFFUSION}}
     for rho in rhos:
@@ -34,16 +37,17 @@ def models(setting: Setting) -> dict[str, Model]:
         schedule = progressive(steps, rho, floors=orders.floors) if small else replace(orders, rho=rho)
         found[base] = Model(replace(config, orders=schedule))
         for name, tuning in tunings.items():
-            if rho == rhos[0] or tuning in (min(tunings.values()), max(tunings.values())):
+            if rho == rhos[0] or tuning in (counts[0], counts[-1]):
                 found[f"{base}, {name}"] = Model(strided(config, tuning), parent=base)
     return {**found, JUDGE: Model(evaluator(config), seeds=1)}
 
 
-def evaluator(config: Any) -> Any:
+def evaluator(config: TrainConfig) -> TrainConfig:
     """A larger autoregressive model, trained apart on the same texts, that reads what the others write."""
-    shape = config.model
-    wide = replace(shape, hidden_size=shape.hidden_size * 4 // 3, num_hidden_layers=shape.num_hidden_layers * 4 // 3)
-    larger = replace(config, model=replace(wide, query="kernel"), orders=OrderSchedule(), seed=0)
+    shape, width = config.model, config.model.hidden_size * 4 // 3
+    wide = replace(shape, hidden_size=width, num_attention_heads=max(width // 64, 1), query="kernel")
+    deep = replace(wide, num_hidden_layers=shape.num_hidden_layers * 4 // 3)
+    larger = replace(config, model=deep, orders=OrderSchedule())
     return for_architecture(replace(larger, max_steps=config.max_steps * 3 // 2), "ar+prefix")
 
 
@@ -146,7 +150,7 @@ def _line(seeds: list[list[dict[str, Any]]]) -> list[tuple[float, float]]:
 def at_entropy(line: list[tuple[float, float]], entropy: float) -> float | None:
     """The perplexity of a frontier at an entropy, between its marks on a straight line; None outside them."""
     points = sorted(line)
-    for (low, first), (high, second) in zip(points, points[1:], strict=False):
+    for (low, first), (high, second) in pairwise(points):
         if low <= entropy <= high:
             return first + (second - first) * (entropy - low) / ((high - low) or 1.0)
     return None
@@ -181,8 +185,8 @@ def _compared(
 TABLE2 = Experiment(
     "table2",
     "Texts by steps (the paper's Table 2)",
-    "How good are texts written with fewer steps, by rho and by length of the strided fine-tuning, beside AR and masked "
-    "diffusion at the same number of steps? Perplexity is that of a larger AR model, never without entropy.",
+    "How good are texts written with fewer steps, by rho and by length of the strided fine-tuning, beside AR and "
+    "masked diffusion at the same number of steps? Perplexity is that of a larger AR model, never without entropy.",
     models,
     report,
 )
