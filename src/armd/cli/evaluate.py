@@ -16,9 +16,9 @@ from armd.cli.terminal import show
 from armd.data import TokenDataset
 from armd.errors import UserError
 from armd.evals import draws_of, evaluate, held_out_protocol, parse_orders, read_meter
+from armd.families import Family
 from armd.files import json_text
 from armd.model import Armd, Transformer
-from armd.orders import Family
 from armd.sampling import check_seed
 from armd.train.loop import pick_device
 

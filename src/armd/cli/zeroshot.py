@@ -25,8 +25,8 @@ from armd.evals import (
     zero_shot,
     zero_shot_protocol,
 )
+from armd.families import Family
 from armd.files import json_text
-from armd.orders import Family
 from armd.sampling import check_seed
 
 
