@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from armd import Armd, Autoregressive, Order, generate, nll, save
+from armd.chart import Series, drawing
 from armd.cli import main
 from armd.data import TokenDataset, documents, get_tokenizer, prepare
 from armd.evals import evaluate, held_out_protocol, notebook
@@ -186,3 +188,12 @@ def test_one_text_has_no_standard_error(model: Armd, dataset: TokenDataset, fold
     terms = notebook.protocols(held_out_protocol(folder, dataset, 1, 0, None), study)
     parts = notebook.sections(study, found, terms)
     assert re.search(r"\d ± \u2013", parts[0].rows[0][2]) and "nan" not in notebook.page("m", parts).lower()
+
+
+def test_standard_errors_are_drawn_to_scale() -> None:
+    line = Series("a", [(0.0, 2.0), (1.0, 3.0), (2.0, 4.0)], "r0", errors=[1.0, 0.5, math.nan])
+    drawn = drawing("title", "told", [line], ("x", "y"))
+    [(_, top, bottom), (_, higher, lower)] = [map(float, w) for w in re.findall(r"d=\"M(\S+) (\S+)V(\S+)\"", drawn)]
+    assert top - bottom == pytest.approx(2 * (higher - lower), abs=0.3) and top > bottom  # none without an error
+    values = [float(y) for y in re.findall(r'text-anchor="end">([\d.]+)</text>', drawn)]
+    assert min(values) <= 1 and max(values) >= 4  # the axis spans the whiskers
