@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import re
 import sys
 import traceback
@@ -41,7 +40,7 @@ def load(name: str) -> Callable[..., Any]:
     Raises:
         UserError: its file or module is missing or cannot be run, it has no such function, or that is not callable.
     """
-    module, attribute = _module(name), name.rpartition(":")[2]
+    (module, _), attribute = _module(name), name.rpartition(":")[2]
     if not hasattr(module, attribute):
         raise UserError(f"{name}: {module.__file__} has no function {attribute}")
     function = getattr(module, attribute)
@@ -62,32 +61,43 @@ def call(name: str, *arguments: object) -> Any:
 
 
 def digest(name: str) -> str:
-    """SHA-256 of the file that the function of a name stands in."""
-    file = _module(name).__file__
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    """SHA-256 of the text, as it was loaded, that the function of a name stands in."""
+    return _module(name)[1]
 
 
-def _module(name: str) -> ModuleType:
+def _module(name: str) -> tuple[ModuleType, str]:
     source = name.rpartition(":")[0]
-    path = Path(source).resolve()
-    if source.endswith(".py") and not path.is_file():
-        raise UserError(f"{name}: there is no file {path}")
+    path = Path(source).resolve() if source.endswith(".py") else None
     try:
-        return _run_file(path) if source.endswith(".py") else importlib.import_module(source)
+        return _run(path) if path else _import(source)
     except (Exception, SystemExit) as error:
+        if path and not path.is_file():
+            raise UserError(f"{name}: there is no file {path}") from None
         raise UserError(f"{name} cannot be loaded: {_in_words(error)}") from error
 
 
 @cache
-def _run_file(path: Path) -> ModuleType:
-    """A file as a module, run once in a process."""
-    key = f"armd_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(key, path)
-    assert spec is not None and spec.loader is not None  # so for every file that ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[key] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def _run(path: Path) -> tuple[ModuleType, str]:
+    """A file as a module, and its digest; run once, so that a process never changes its functions on the way."""
+    text = path.read_bytes()
+    module = ModuleType(f"armd_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(text, str(path), "exec"), module.__dict__)
+    return module, hashlib.sha256(text).hexdigest()
+
+
+@cache
+def _import(source: str) -> tuple[ModuleType, str]:
+    module = importlib.import_module(source)
+    text = Path(module.__file__).read_bytes() if module.__file__ else b""
+    return module, hashlib.sha256(text).hexdigest()
+
+
+def forget() -> None:
+    """Load everything anew the next time, as a new process would."""
+    _run.cache_clear()
+    _import.cache_clear()
 
 
 def _in_words(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from armd.chart import Series, drawing
 from armd.cli import main
 from armd.data import TokenDataset, documents, get_tokenizer, prepare
 from armd.evals import evaluate, held_out_protocol, notebook
-from armd.evals.laboratory import Findings, Study, explore, loss_by_rank, read_pair, sensitivity
+from armd.evals.laboratory import Study, explore, loss_by_rank, read_pair, sensitivity
 from armd.evals.likelihood import orders_of
 from armd.orders import generator
 from conftest import make_model
@@ -183,8 +183,9 @@ def test_mistakes_are_one_line(folder: Path, words: str, message: str, capsys: p
 
 
 def test_one_text_has_no_standard_error(model: Armd, dataset: TokenDataset, folder: Path) -> None:
-    study, found = replace(STUDY, texts=1), Findings()
-    assert len(list(explore(model, dataset, study, found))) == len(study) == 7
+    study = replace(STUDY, texts=1)
+    found = notebook.Findings.of(list(explore(model, dataset, study)))
+    assert len(found.ranks) + len(found.evidence) + len(found.streams) == len(study) == 7
     terms = notebook.protocols(held_out_protocol(folder, dataset, 1, 0, None), study)
     parts = notebook.sections(study, found, terms)
     assert re.search(r"\d ± \u2013", parts[0].rows[0][2]) and "nan" not in notebook.page("m", parts).lower()

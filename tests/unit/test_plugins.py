@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from armd import Family, OrderSchedule, UserError, nll
+from armd import Family, OrderSchedule, UserError, nll, plugins
 from armd.cli import main
 from armd.data import documents, prepare
 from armd.objective import loss
@@ -203,10 +203,14 @@ def test_a_run_resumes_with_its_functions_and_not_without_them(data: Path, tmp_p
 
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["plugins"]
     assert recorded.keys() == {f"{file}:{name}" for name in ("turns", "shuffled", "twofold", "zigzag")}
-    file.write_text(file.read_text() + "\n# another thought\n")
+    text = file.read_text()
+    file.write_text(text + "\n# another thought\n")
+    train(config, data, tmp_path / "run", resume=True, quiet=True)  # a process keeps what it has loaded
+    plugins.forget()
     with pytest.raises(UserError, match=r"was trained with another text of .*own\.py:shuffled"):
         train(config, data, tmp_path / "run", resume=True, quiet=True)
     file.unlink()
+    plugins.forget()
     with pytest.raises(UserError, match=r"own\.py:zigzag: there is no file .*own\.py"):
         train(load_config(tmp_path / "run"), data, tmp_path / "run", resume=True, quiet=True)
 

@@ -80,11 +80,13 @@ def run_laboratory(args: Laboratory) -> None:
     study.check(length)
     texts = min(args.texts, dataset.eval_windows())
     terms = notebook.protocols(held_out_protocol(args.data, dataset, texts, args.seed, tokenizer), study)
-    found = laboratory.Findings()
+    results = []
     with _progress() as progress:
         task = progress.add_task("", total=len(study))
-        for name in laboratory.explore(model, dataset, study, found):
-            progress.update(task, advance=1, description=name)
+        for result in laboratory.explore(model, dataset, study):
+            results.append(result)
+            progress.update(task, advance=1, description=str(result))
+    found = notebook.Findings.of(results)
     parts, values = notebook.sections(study, found, terms), notebook.record(str(args.model), study, found, terms)
     notebook.write(args.out, values, parts)
     say(f"written: {args.out / notebook.PAGE}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -123,6 +123,9 @@ class RankCurve:
     stderr: list[float]
     mean: float
 
+    def __str__(self) -> str:
+        return f"loss by rank, {self.order}"
+
 
 @torch.inference_mode()
 def loss_by_rank(model: Armd, dataset: TokenDataset, order: str, study: Study) -> RankCurve:
@@ -168,6 +171,9 @@ class Sensitivity:
     one_block: float
     spread: float
     stderr: float
+
+    def __str__(self) -> str:
+        return f"{self.evidence} tokens of evidence"
 
 
 @torch.inference_mode()
@@ -220,6 +226,9 @@ class Pair:
     acceptance: float | None = None
     tokens_per_pass: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.order}, {self.meter.streams} at a time"
+
 
 def read_pair(model: Armd, dataset: TokenDataset, order: str, streams: int, study: Study) -> Pair:
     options = {"texts": study.texts, "batch_size": study.batch_size, "seed": study.seed}
@@ -236,25 +245,13 @@ def read_pair(model: Armd, dataset: TokenDataset, order: str, streams: int, stud
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Findings:
-    """What a study found, result by result."""
-
-    curves: list[RankCurve] = field(default_factory=list)
-    sensitivities: list[Sensitivity] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
-
-
-def explore(model: Armd, dataset: TokenDataset, study: Study, found: Findings) -> Iterator[str]:
-    """Look at all that is to be looked at, filling `found`; yields the name of each result as soon as it is there."""
+def explore(model: Armd, dataset: TokenDataset, study: Study) -> Iterator[RankCurve | Sensitivity | Pair]:
+    """Look at all that is to be looked at, yielding each result as soon as it is there."""
     study.check(dataset.length)
     with model.evaluating():
         for order in study.orders:
-            found.curves.append(loss_by_rank(model, dataset, order, study))
-            yield f"loss by rank, {order}"
+            yield loss_by_rank(model, dataset, order, study)
         for evidence in study.evidence:
-            found.sensitivities.append(sensitivity(model, dataset, evidence, study))
-            yield f"{evidence} tokens of evidence"
+            yield sensitivity(model, dataset, evidence, study)
         for order, streams in study.pairs:
-            found.pairs.append(read_pair(model, dataset, order, streams, study))
-            yield f"{order}, {streams} at a time"
+            yield read_pair(model, dataset, order, streams, study)

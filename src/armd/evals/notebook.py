@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from armd.chart import MARKS, Series, drawing, look, number, picture
-from armd.evals.laboratory import Findings, Pair, RankCurve, Sensitivity, Study
+from armd.evals.laboratory import Pair, RankCurve, Sensitivity, Study
 from armd.evals.protocol import Protocol
 from armd.files import write_json, write_text
 
@@ -46,6 +46,23 @@ def protocols(held_out: Protocol, study: Study) -> dict[str, Protocol]:
 
 
 @dataclass(frozen=True)
+class Findings:
+    """What a study found, look by look."""
+
+    ranks: list[RankCurve]
+    evidence: list[Sensitivity]
+    streams: list[Pair]
+
+    @classmethod
+    def of(cls, results: Sequence[RankCurve | Sensitivity | Pair]) -> Findings:
+        return cls(
+            [result for result in results if isinstance(result, RankCurve)],
+            [result for result in results if isinstance(result, Sensitivity)],
+            [result for result in results if isinstance(result, Pair)],
+        )
+
+
+@dataclass(frozen=True)
 class Section:
     """One look: a table, what it comes to in a sentence, a picture, and the terms of all of it."""
 
@@ -61,12 +78,12 @@ class Section:
 def sections(study: Study, found: Findings, terms: Mapping[str, Protocol]) -> list[Section]:
     """The looks that found something."""
     parts = []
-    if found.curves:
-        parts.append(_ranks(found.curves, terms["ranks"]))
-    if found.sensitivities:
-        parts.append(_evidence(found.sensitivities, terms["evidence"]))
-    if found.pairs:
-        parts.append(_streams(study, found.pairs, terms["streams"]))
+    if found.ranks:
+        parts.append(_ranks(found.ranks, terms["ranks"]))
+    if found.evidence:
+        parts.append(_evidence(found.evidence, terms["evidence"]))
+    if found.streams:
+        parts.append(_streams(study, found.streams, terms["streams"]))
     return parts
 
 
@@ -75,9 +92,7 @@ def record(model: str, study: Study, found: Findings, terms: Mapping[str, Protoc
     return {
         "model": model,
         "study": dataclasses.asdict(study),
-        "ranks": [dataclasses.asdict(curve) for curve in found.curves],
-        "evidence": [dataclasses.asdict(row) for row in found.sensitivities],
-        "streams": [dataclasses.asdict(pair) for pair in found.pairs],
+        **dataclasses.asdict(found),
         "protocols": {key: protocol.fields for key, protocol in terms.items()},
     }
 

@@ -136,7 +136,7 @@ class TrainConfig:
     eval_texts: int = 64
     """Held-out texts in a validation."""
     eval_orders: tuple[str, ...] = ("left_to_right", "uniform")
-    """Order families validated; of mdlm and bd3lm the bound."""
+    """Order families validated, your own file.py:function among them; of mdlm and bd3lm the bound."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 250
