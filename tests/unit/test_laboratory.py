@@ -123,7 +123,10 @@ def test_sensitivity_equals_one_reading_after_the_other(model: Armd, dataset: To
     expected = [sum(column) / 2 for column in zip(*nats, strict=True)]
     assert [found.text_order, found.shuffled, found.one_block] == pytest.approx(expected, rel=1e-5)
     assert found.spread == pytest.approx(sum(spreads) / 2, rel=1e-3)
-    assert found.stderr == pytest.approx(abs(spreads[0] - spreads[1]) / 2, rel=1e-2)
+    above = [(shuffled - text_order, block - text_order) for text_order, shuffled, block in nats]
+    errors = [abs(one - other) / 2 for one, other in zip(*above, strict=True)]
+    assert [found.shuffled_stderr, found.one_block_stderr] == pytest.approx(errors, abs=1e-5)
+    assert found.spread_stderr == pytest.approx(abs(spreads[0] - spreads[1]) / 2, rel=1e-2)
 
 
 # ---- orders and streams ----------------------------------------------------------------------------------------------

@@ -162,7 +162,8 @@ class Sensitivity:
         one_block: nats, all of it read as one block.
         spread: standard deviation over the K orders of a target's log-probability, mean over targets and texts. 0 for a
             network that reads its evidence as a set.
-        stderr: standard error of `spread` over texts.
+        spread_stderr, shuffled_stderr, one_block_stderr: standard errors over texts, of the spread, and of what the two
+            cost above text order.
     """
 
     evidence: int
@@ -170,7 +171,9 @@ class Sensitivity:
     shuffled: float
     one_block: float
     spread: float
-    stderr: float
+    spread_stderr: float
+    shuffled_stderr: float
+    one_block_stderr: float
 
     def __str__(self) -> str:
         return f"{self.evidence} tokens of evidence"
@@ -195,8 +198,9 @@ def sensitivity(model: Armd, dataset: TokenDataset, evidence: int, study: Study)
         means = in_order.mean(dim=1), others.mean(dim=(0, 2)), in_block.mean(dim=1), others.std(dim=0).mean(dim=1)
         rows.append(torch.stack(means, dim=1))
     by_text = torch.cat(rows)  # (texts, 4)
-    text_order, shuffled, one_block, spread = by_text.mean(dim=0).tolist()
-    return Sensitivity(evidence, text_order, shuffled, one_block, spread, _stderr(by_text)[3].item())
+    above = by_text[:, 1:3] - by_text[:, :1]
+    errors = torch.cat((_stderr(by_text)[3:], _stderr(above)))
+    return Sensitivity(evidence, *(by_text.mean(dim=0).tolist() + errors.tolist()))
 
 
 def _readings(length: int, evidence: int, shuffles: int, draw: torch.Generator) -> Tensor:

@@ -143,24 +143,26 @@ def _ranks(curves: Sequence[RankCurve], terms: Protocol) -> Section:
 
 
 def _evidence(found: Sequence[Sensitivity], terms: Protocol) -> Section:
-    columns = {
-        "text order": "text_order", "random order": "shuffled", "one block": "one_block", "spread": "spread",
-        "± s.e.": "stderr",
-    }  # fmt: skip
-    rows = [(str(s.evidence), *(number(getattr(s, name), 4) for name in columns.values())) for s in found]
-    most = max(found, key=lambda s: s.spread)
-    shuffling, blocking = most.shuffled - most.text_order, most.one_block - most.text_order
-    finding = (
-        f"A network that reads its evidence as a set has spread 0. Here, at {most.evidence} tokens of evidence, the "
-        f"log-probability of a target has a standard deviation of {most.spread:.3f} nats over the orders that the "
-        f"evidence was read in; against text order, a random order costs {shuffling:+.3f} nats per target, and one "
-        f"block {blocking:+.3f}."
-    )
-    lines = [
-        _line(f"{said} - text order", [(s.evidence, getattr(s, name) - s.text_order) for s in found], i)
-        for i, (said, name) in enumerate(list(columns.items())[1:3], 1)
+    values = {  # with their standard errors
+        "spread": [(s.spread, s.spread_stderr) for s in found],
+        "random order - text order": [(s.shuffled - s.text_order, s.shuffled_stderr) for s in found],
+        "one block - text order": [(s.one_block - s.text_order, s.one_block_stderr) for s in found],
+    }
+    rows = [
+        (str(s.evidence), f"{s.text_order:.4f}", *(f"{mean:.4f} ± {number(error, 4)}" for mean, error in each))
+        for s, *each in zip(found, *values.values(), strict=True)
     ]
-    spread = _line("spread", [(s.evidence, s.spread) for s in found], 0, [s.stderr for s in found])
+    most = max(range(len(found)), key=lambda i: found[i].spread)
+    varying, shuffling, blocking = (f"{v[most][0]:.3f} ± {number(v[most][1])}" for v in values.values())
+    finding = (
+        f"A network that reads its evidence as a set has spread 0. Here, at {found[most].evidence} tokens of evidence, "
+        f"the log-probability of a target has a standard deviation of {varying} nats over the orders that the evidence "
+        f"was read in; against text order, a random order costs {shuffling} nats per target, and one block {blocking}."
+    )
+    spread, *lines = (
+        _line(name, [(s.evidence, mean) for s, (mean, _) in zip(found, v, strict=True)], i, [error for _, error in v])
+        for i, (name, v) in enumerate(values.items())
+    )
     told = "; ".join(f"{y:.3g} at {x:g} tokens" for x, y in spread.points)
     axes = "evidence tokens", "nats"
     frame = [0.0, *(y for _, y in spread.points), *(high for *_, high in spread.whiskers)]
@@ -171,7 +173,7 @@ def _evidence(found: Sequence[Sensitivity], terms: Protocol) -> Section:
     return Section(
         key="evidence",
         title="Sensitivity to the order of evidence",
-        columns=("evidence", *columns),
+        columns=("evidence", "text order", *values),
         rows=rows,
         finding=finding,
         picture=picture(charts, _names([spread, *lines]), terms.line),
