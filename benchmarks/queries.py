@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from armd.data import Manifest
-from armd.orders import OrderSchedule
+from armd.families import OrderSchedule
 from armd.presets import tiny
 from armd.train import TrainConfig, load_config, train
 from armd.train.config import to_json

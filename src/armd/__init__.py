@@ -5,10 +5,11 @@ from armd.baselines import Autoregressive, BlockDiffusion, MaskedDiffusion, Pref
 from armd.checkpoint import load, save
 from armd.decode import Generation, collect, generate, stream
 from armd.errors import UserError
+from armd.families import Family, OrderSchedule
 from armd.infill import Filling, fill
 from armd.model import Armd, ArmdConfig
 from armd.objective import any_order_nll, loss, nll
-from armd.orders import Family, Order, OrderSchedule
+from armd.orders import Order
 from armd.precision import cast
 from armd.request import Request, make_request
 from armd.writer import Event

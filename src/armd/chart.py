@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -49,12 +49,22 @@ def is_finite(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; `style` is its class in the style sheet and `marks` its marker, if any."""
+    """One line of a chart; `style` is its class in the style sheet and `marks` its marker, if any.
+
+    `errors` are standard errors, drawn as whiskers: one a point, or none.
+    """
 
     label: str
     points: list[Point]
     style: str
     marks: str = ""
+    errors: Sequence[float] = field(default=(), kw_only=True)
+
+    @property
+    def whiskers(self) -> list[tuple[float, float, float]]:
+        """x, low and high of every standard error that is known."""
+        known = zip(self.points, self.errors, strict=True) if self.errors else ()
+        return [(x, y - error, y + error) for (x, y), error in known if is_finite(error)]
 
 
 def finite_points(raw: Iterable[Sequence[Any]], at_most: int = 200) -> list[Point]:
@@ -135,7 +145,7 @@ def drawing(
     if not series:
         return ""
     xs = [x for s in series for x, _ in s.points]
-    ys = frame or [y for s in series for _, y in s.points]
+    ys = frame or [y for s in series for y in [*(y for _, y in s.points), *(e for w in s.whiskers for e in w[1:])]]
     y_ticks = _log_ticks(min(ys), max(ys)) if log_y else _ticks(min(ys), max(ys))
     x_ticks = sorted(set(xs)) if log_x else [x for x in _ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
     left, top, width, height = 46, 12, 254, 150
@@ -162,6 +172,7 @@ def drawing(
         spots = [(at_x(x), at_y(y)) for x, y in s.points]
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
         out.append(f'<g class="{s.style}"><path class="line" d="M{line}"/>')
+        out += [f'<path class="line" d="M{at_x(x):.1f} {at_y(a):.1f}V{at_y(b):.1f}"/>' for x, a, b in s.whiskers]
         if s.marks:
             marks = (
                 f"<g><title>{safe(s.label)}, {safe(axes[0])} {_tick(x)}: {number(y)}</title>{MARKS[s.marks](*spot)}</g>"

@@ -19,9 +19,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from armd import plugins
 from armd.errors import UserError
+from armd.families import Family
 from armd.model import Transformer
-from armd.orders import Family, Order
+from armd.orders import Order
 
 CHUNK_LOGITS = 2**26
 """Most logits held at once (256 MiB in float32); longer losses go chunk by chunk.
@@ -147,6 +149,7 @@ def nll(model: Transformer, tokens: Int[Tensor, "B N"], order: Order) -> Float[T
 
 Weighting = Callable[[Order], Tensor]  # -> gamma of each token, (B, N) in text order
 
+# A weighting of the user's own is such a function too, named by its file or module (`plugins`).
 WEIGHTINGS: dict[str, Weighting] = {
     # gamma = 1: the likelihood itself.
     "likelihood": lambda order: torch.ones_like(order.positions, dtype=torch.float32),
@@ -157,16 +160,33 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
+def check_weighting(name: str) -> None:
+    """Refuse a name that is none of a weighting; a function of the user's own is not loaded yet."""
+    if name not in WEIGHTINGS and not plugins.is_name(name):
+        known = ", ".join(WEIGHTINGS)
+        raise UserError(f"weighting={name!r} is unknown; choose one of {known}, or {plugins.SPELLED}")
+
+
+def weights(name: str, order: Order) -> Float[Tensor, "B N"]:
+    """The gamma of a named weighting: (B, N) in text order, float32, on the device of the order."""
+    check_weighting(name)
+    if name in WEIGHTINGS:
+        return WEIGHTINGS[name](order)
+    gamma = plugins.call(name, order)
+    if not isinstance(gamma, Tensor) or gamma.shape != order.positions.shape:
+        found = tuple(gamma.shape) if isinstance(gamma, Tensor) else f"a {type(gamma).__name__}"
+        raise UserError(f"{name} returned {found}; it must return a tensor {tuple(order.positions.shape)}")
+    return gamma.detach().to(order.positions.device, torch.float32)
+
+
 def loss(
     model: Transformer, tokens: Int[Tensor, "B N"], order: Order, weighting: str = "likelihood"
 ) -> Float[Tensor, ""]:
     """The training loss: Eq. (2), mean nats per token, with a named gamma."""
-    if weighting not in WEIGHTINGS:
-        raise UserError(f"weighting={weighting!r} is unknown; choose one of {', '.join(WEIGHTINGS)}")
     model.check(tokens, order)
     order = order.to(tokens.device)
     hidden = model.hidden(tokens, order)
-    gamma = order.to_generation(WEIGHTINGS[weighting](order)) / tokens.numel()
+    gamma = order.to_generation(weights(weighting, order)) / tokens.numel()
     return weighted_nll(hidden, model.head_weight, order.to_generation(tokens), gamma, model.compiled)
 
 

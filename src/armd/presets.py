@@ -13,8 +13,8 @@ from dataclasses import replace
 from armd.baselines import Denoiser
 from armd.checkpoint import ARCHITECTURES
 from armd.errors import UserError
+from armd.families import OrderSchedule
 from armd.model import Armd, ArmdConfig
-from armd.orders import OrderSchedule
 from armd.train import OptimConfig, TrainConfig
 
 Preset = Callable[[int, int | None], TrainConfig]

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import armd
-from armd import Armd, BlockDiffusion, Order, PrefixAutoregressive, UserError, generate, nll
+from armd import Armd, BlockDiffusion, Order, OrderSchedule, PrefixAutoregressive, UserError, generate, nll
 from armd.baselines import Denoiser, estimate_bound, nats, training_loss
 from armd.checkpoint import ARCHITECTURES
 from armd.cli import main
@@ -115,6 +115,8 @@ def test_noise_is_drawn_from_its_interval() -> None:
 @pytest.mark.parametrize(("architecture", "changes", "message"), [
     ("mdlm", {"eval_orders": ("left_to_right",)}, "architecture=mdlm is validated by its bound"),
     ("mdlm", {"orders": tiny(257, 256).orders, "max_steps": 1000}, "architecture=mdlm trains on noise, not on orders"),
+    ("mdlm", {"orders": OrderSchedule(schedule="a.py:f")}, "trains on noise, not on orders: .* no schedule"),
+    ("ar", {"orders": OrderSchedule(schedule="a.py:f")}, "architecture=ar has one order only: .* no schedule"),
     ("bd3lm", {"weighting": "late"}, "architecture=bd3lm trains on noise, not on orders: .* weighting=likelihood"),
     ("bd3lm", {"noise": (0.8, 0.3)}, r"noise=\(0.8, 0.3\) must be two times between 0 and 1"),
     ("ar", {"eval_orders": ("uniform",)}, "architecture=ar has one order only: set --eval-orders"),

@@ -289,6 +289,17 @@ def test_train_json_and_phases_in_fewer_steps(folder: Path, capsys: pytest.Captu
     assert 4 < result["valid"]["left_to_right"] < 7
 
 
+def test_floors_are_given_as_a_whole(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "tiny", "--data", str(folder / "data"), "--out", str(tmp_path / "run"), *SMALL, "--orders.floors"]
+    assert main([*words, "strided:4", "0.5", "uniform", "0.25"]) == 0
+    orders = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["orders"]
+    assert orders["floors"] == {"strided:4": 0.5, "uniform": 0.25}
+    for floors in ("uniform", "uniform half", "uniform 0.2 infill"):
+        capsys.readouterr()
+        assert main([*words, *floors.split()]) == 2
+        assert f"'{floors}' must be names with numbers" in capsys.readouterr().err
+
+
 def test_a_run_again_from_its_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["train", str(folder / "run" / "run.json"), "--data", str(folder / "data"), "--out"]
     assert main([*again, str(folder / "again"), "--json"]) == 0

@@ -22,9 +22,9 @@ from armd import watch
 from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import UserError
+from armd.families import OrderSchedule
 from armd.files import json_text
 from armd.flops import total, training_flops
-from armd.orders import OrderSchedule
 from armd.presets import tiny
 from armd.train import TrainConfig, TrainingStopped, gauge, load_config, train
 from armd.train import loop as loops

@@ -11,8 +11,8 @@ import pytest
 from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import TrainingStopped, UserError
+from armd.families import OrderSchedule
 from armd.files import write_json
-from armd.orders import OrderSchedule
 from armd.presets import tiny
 from armd.reproduce import (
     EXPERIMENTS,

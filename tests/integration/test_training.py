@@ -18,7 +18,7 @@ import armd
 from armd import files
 from armd.data import Document, prepare
 from armd.errors import UserError
-from armd.orders import OrderSchedule
+from armd.families import OrderSchedule
 from armd.presets import PRESETS, tiny, with_steps
 from armd.train import OptimConfig, TrainConfig, TrainingStopped, load_config, optim, parallel, state, train
 from armd.train import loop as loops

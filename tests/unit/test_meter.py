@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 
-from armd import Armd, Order, UserError, generate, nll
+from armd import Armd, Order, UserError, nll
 from armd.data import TokenDataset, documents, prepare
+from armd.decode import collect, stream
 from armd.evals import choose_streams, meter, read_meter
-from armd.evals.meter import Meter, compare, draft_order, exact_passes
+from armd.evals.likelihood import orders_of
+from armd.evals.meter import Meter, compare, cut, draft_order, exact_passes, left_ranks
+from armd.request import Request
 from armd.sampling import gumbel
 from conftest import make_model
 
@@ -66,15 +69,19 @@ def test_agreement_follows_its_law() -> None:
 # ---- many ranks ------------------------------------------------------------------------------------------------------
 
 
+def strided_passes(match: list[bool], streams: int) -> tuple[int, int, int]:
+    return exact_passes(match, [n - streams if n >= streams else -1 for n in range(len(match))], streams)
+
+
 def test_commit_rule_by_hand() -> None:
-    assert exact_passes([True] * 12, 1) == (12, 0, 0)
+    assert strided_passes([True] * 12, 1) == (12, 0, 0)
     # Ranks 0 | 1-4 | 5-8 | 9-11: rank 4 was drafted before its left neighbour was there, one draft wrong of ten.
-    assert exact_passes([True] * 12, 4) == (4, 10, 9)
-    assert exact_passes([True] * 400, 4)[0] == pytest.approx(100, abs=2)
-    assert exact_passes([True] + [False] * 11, 12)[0] == 12  # heads that all need one another come one by one
+    assert strided_passes([True] * 12, 4) == (4, 10, 9)
+    assert strided_passes([True] * 400, 4)[0] == pytest.approx(100, abs=2)
+    assert strided_passes([True] + [False] * 11, 12)[0] == 12  # heads that all need one another come one by one
     for wrong in range(2, 100):
         match = [n != wrong for n in range(400)]
-        assert 100 <= exact_passes(match, 4)[0] <= 104
+        assert 100 <= strided_passes(match, 4)[0] <= 104
 
 
 @pytest.mark.parametrize("streams", [1, 2, 4])
@@ -91,18 +98,36 @@ def test_nats_are_those_of_nll(model: Armd, dataset: TokenDataset, streams: int)
         assert 0 < read.variation < 1 - read.agreement + 0.2 and read.tokens_per_pass < streams
 
 
-@pytest.mark.parametrize("streams", [4, 8])
-def test_prediction_is_close_to_decoding(streams: int) -> None:
+def test_the_left_neighbour_of_a_strided_order_is_one_rank_of_its_stream_earlier() -> None:
+    left = left_ranks(Order.strided(1, 12, 3))[0].tolist()
+    assert left == [-1] * 3 + list(range(9))
+    assert left_ranks(Order.from_masking_times(torch.tensor([[2, 1, 3]])))[0].tolist() == [-1, -1, 1]
+
+
+def test_an_order_is_cut_as_the_strided_one_is() -> None:
+    order = Order.strided(2, 12, 3)
+    assert torch.equal(cut(order.sequential(), 3).blocks, order.blocks)
+    assert cut(Order.left_to_right(1, 5), 2).blocks[0].tolist() == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(("name", "streams", "tolerance"), [
+    ("strided:4", 4, 0.05), ("strided:8", 8, 0.05), ("uniform", 4, 0.05), ("uniform", 8, 0.05), ("strided:8", 4, 0.05),
+])  # fmt: skip
+def test_prediction_is_close_to_decoding(name: str, streams: int, tolerance: float) -> None:
     """On texts the model wrote itself, by the noise they were written with."""
     model = make_model(max_position_embeddings=192, num_hidden_layers=2, num_two_stream_layers=1)
-    out = generate(model, length=192, streams=streams, batch_size=8)
-    order = draft_order(Order.strided(8, 192, streams), streams)
+    [order] = orders_of(name, 192, range(8), 1)
+    holes = torch.full((8, 192), -1)
+    request = Request(holes, order.sequential(), torch.arange(8), drafts=2 * streams - 2)
+    out = collect(request, stream(model, request))
+    drafts = draft_order(order, streams)
     with torch.no_grad():
-        checked, drafted = model.draft_rows(out.tokens, order)
-        match, _ = compare(checked, drafted, model.head_weight, 0, torch.arange(8)[:, None], order.positions)
-    passes = sum(exact_passes(row, streams)[0] for row in match.tolist())
-    assert out.tokens_per_pass < 0.97 * streams  # there is something to predict
-    assert 8 * 192 / passes == pytest.approx(out.tokens_per_pass, rel=0.05)
+        checked, drafted = model.draft_rows(out.tokens, drafts)
+        match, _ = compare(checked, drafted, model.head_weight, 0, torch.arange(8)[:, None], drafts.positions)
+    rows = zip(match.tolist(), left_ranks(order).tolist(), strict=True)
+    passes = sum(exact_passes(row, left, streams)[0] for row, left in rows)
+    assert out.tokens_per_pass < 0.99 * streams  # there is something to predict
+    assert 8 * 192 / passes == pytest.approx(out.tokens_per_pass, rel=tolerance)
 
 
 # ---- the choice ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armd import Family, Order, OrderSchedule, UserError
-from armd.orders import FAMILIES, TAKES_ARGUMENT, generator
+from armd.families import FAMILIES, TAKES_ARGUMENT
+from armd.orders import generator
 from conftest import remade
 
 

@@ -1,4 +1,4 @@
-"""The command line: armd prepare | plan | train | watch | plot | generate | evaluate | bench | demo |
+"""The command line: armd prepare | plan | train | watch | plot | generate | evaluate | laboratory | bench | demo |
 reproduce.
 
 Exit status: 0 done, 2 the user's mistake (one line on standard error), 1 our failure or a run that stopped early.
@@ -18,6 +18,7 @@ from armd.cli.demo import Demo, run_demo
 from armd.cli.evaluate import Evaluate, run_evaluate
 from armd.cli.generate import Generate, run_generate
 from armd.cli.infilling import EvaluateCode, EvaluateStories, run_code, run_stories
+from armd.cli.laboratory import Laboratory, run_laboratory
 from armd.cli.plan import Plan, run_plan
 from armd.cli.plot import Plot, run_plot
 from armd.cli.prepare import Prepare, run_prepare
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "evaluate generation": (EvaluateGeneration, run_quality),
     "evaluate stories": (EvaluateStories, run_stories),
     "evaluate code": (EvaluateCode, run_code),
+    "laboratory": (Laboratory, run_laboratory),
     "bench": (Bench, run_bench),
     "bench decode": (DecodeBench, run_bench_decode),
     "bench train": (TrainBench, run_bench_train),

@@ -16,9 +16,9 @@ from armd.cli.terminal import show
 from armd.data import TokenDataset
 from armd.errors import UserError
 from armd.evals import draws_of, evaluate, held_out_protocol, parse_orders, read_meter
+from armd.families import Family
 from armd.files import json_text
 from armd.model import Armd, Transformer
-from armd.orders import Family
 from armd.sampling import check_seed
 from armd.train.loop import pick_device
 
@@ -32,8 +32,8 @@ class Evaluate:
     data: Path
     """Folder made by armd prepare."""
     orders: str = "left_to_right,uniform:8,strided:4"
-    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill; of
-    mdlm and bd3lm also bound:K (K times a text)."""
+    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
+    own file.py:function; of mdlm and bd3lm also bound:K (K times a text)."""
     texts: int = 256
     """Held-out texts to score, at most."""
     length: int | None = None

@@ -81,7 +81,7 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
     if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
         base = with_steps(base, steps)
     config = parse(Train, argv[1:], prog, Train(paths.data, paths.out, config=base)).config
-    if config.max_steps < full and ranks.first:
+    if config.max_steps < full and ranks.first and not config.orders.schedule:
         o = config.orders
         phases = f"ar_steps={o.ar_steps}, perm_steps={o.perm_steps}, sbp_steps={o.sbp_steps}"
         say(f"{config.max_steps} steps instead of {full}: the phases of the orders shrink with them: {phases}")

@@ -25,8 +25,8 @@ from armd.evals import (
     zero_shot,
     zero_shot_protocol,
 )
+from armd.families import Family
 from armd.files import json_text
-from armd.orders import Family
 from armd.sampling import check_seed
 
 
@@ -45,7 +45,8 @@ class EvaluateZeroShot:
     split: str | None = None
     """train, valid or test; default: the published one of each set."""
     orders: str = "left_to_right"
-    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill."""
+    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
+    own file.py:function."""
     texts: int | None = None
     """Chunks to score, at most; default: all."""
     length: int | None = None

@@ -15,9 +15,10 @@ from armd.baselines import Denoiser, estimate_bound
 from armd.data import Tokenizer
 from armd.errors import UserError
 from armd.evals.protocol import Protocol, vocabulary
+from armd.families import Family
 from armd.model import Transformer
 from armd.objective import any_order_nll, nll
-from armd.orders import Family, Order, generator
+from armd.orders import Order, generator
 
 
 class Texts(typing.Protocol):
@@ -100,7 +101,7 @@ def evaluate(
     model.eval()
     for name in orders:
         draws = draws_of(name)
-        if name.startswith("bound"):
+        if draws and name.partition(":")[0] == "bound":
             if not isinstance(model, Denoiser):
                 raise UserError(f"order {name!r} is for masked and block diffusion, not for {type(model).__name__}")
             nats = [_bound(model, tokens, draws, start, seed) for start, tokens in _batches(dataset, texts, batch_size)]
@@ -116,9 +117,9 @@ def evaluate(
                 yield _score(name, "sequential", torch.cat([b[i] for b in both]), dataset, note)
             continue
         family = Family.parse(name)
-        for sequential in (True, False) if family.name == "strided" else (True,):
+        for sequential in (True, False) if _has_blocks(family, dataset.length, texts, seed) else (True,):
             nats = [
-                _fixed(model, tokens, family, sequential, start, seed)[:, scored_from:].sum(dim=1)
+                _fixed(model, tokens, name, sequential, start, seed)[:, scored_from:].sum(dim=1)
                 for start, tokens in _batches(dataset, texts, batch_size)
             ]
             note = "exact for this order" if sequential else "exact for this order and these blocks"
@@ -147,14 +148,32 @@ def draws_of(name: str) -> int:
     return int(count or 1)
 
 
+def orders_of(name: str, length: int, texts: range, seed: int) -> Iterator[Order]:
+    """The orders that some texts of the split are scored in, (len(texts), length) each: K of `uniform:K`, else one.
+
+    They depend on seed and place in the split, not on the batch.
+    """
+    family = Family("uniform") if draws_of(name) else Family.parse(name)
+    generators = [generator(seed, text) for text in texts]
+    for _ in range(draws_of(name) or 1):
+        yield family.orders(length, generators)
+
+
 def _batches(dataset: Texts, texts: int, batch_size: int) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, texts, batch_size):
         yield start, dataset.eval_batch(start, min(batch_size, texts - start))
 
 
 def _draws(tokens: Tensor, start: int, seed: int) -> list[torch.Generator]:
-    """One generator a text, so that its orders depend on seed and place in the split, not on the batch."""
+    """One generator a text: that of `orders_of`."""
     return [generator(seed, text) for text in range(start, start + len(tokens))]
+
+
+def _has_blocks(family: Family, length: int, texts: int, seed: int) -> bool:
+    """Whether an order writes several tokens at once, so that its two laws differ."""
+    if not family.own:
+        return family.name == "strided"
+    return any(not family.order(1, length, generator(seed, text)).is_sequential for text in range(texts))
 
 
 @torch.inference_mode()
@@ -169,8 +188,8 @@ def _bound(model: Denoiser, tokens: Tensor, draws: int, start: int, seed: int) -
 
 
 @torch.inference_mode()
-def _fixed(model: Transformer, tokens: Tensor, family: Family, sequential: bool, start: int, seed: int) -> Tensor:
-    order: Order = family.orders(tokens.shape[1], _draws(tokens, start, seed))
+def _fixed(model: Transformer, tokens: Tensor, name: str, sequential: bool, start: int, seed: int) -> Tensor:
+    [order] = orders_of(name, tokens.shape[1], range(start, start + len(tokens)), seed)
     return nll(model, tokens.to(model.device), order.sequential() if sequential else order).double().cpu()
 
 

@@ -2,7 +2,8 @@
 
 Two passes over a text. One holds the rows of exact decoding (`Armd.draft_rows`): checked rows q, the law of one token
 at a time, and draft rows r, drawn while the other ranks of their pass were unknown. The other is the ordinary `nll` of
-the strided order with its blocks, the law of mode `parallel`, which reads its evidence block by block.
+the order cut into blocks, the law of mode `parallel`, which reads its evidence block by block. The order is the strided
+one, or any other whose ranks are written S at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from armd.data import TokenDataset
 from armd.errors import UserError
+from armd.evals.likelihood import draws_of, orders_of
 from armd.model import Armd
 from armd.objective import CHUNK_LOGITS, nll, row_nll
 from armd.orders import Order
@@ -54,38 +56,58 @@ class Meter:
 
 @torch.inference_mode()
 def read_meter(
-    model: Armd, dataset: TokenDataset, streams: int, *, texts: int = 256, batch_size: int = 16, seed: int = 0
+    model: Armd,
+    dataset: TokenDataset,
+    streams: int,
+    *,
+    order: str = "",
+    texts: int = 256,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> Meter:
-    """Read the meter on the first `texts` held-out windows, at temperature 1; text i has the noise of sample i."""
+    """Read the meter on the first `texts` held-out windows, at temperature 1; text i has the noise of sample i.
+
+    Args:
+        order: an order as `evaluate` names them, whose ranks are written S at a time; the strided one if not given.
+    """
     with model.evaluating():
-        return _read(model, dataset, streams, texts, batch_size, seed)
+        return _read(model, dataset, streams, order or f"strided:{streams}", texts, batch_size, seed)
 
 
-def _read(model: Armd, dataset: TokenDataset, streams: int, texts: int, batch_size: int, seed: int) -> Meter:
+def _read(model: Armd, dataset: TokenDataset, streams: int, name: str, texts: int, batch_size: int, seed: int) -> Meter:
     N, texts = dataset.length, min(texts, dataset.eval_windows())
     totals, counts = torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
     for first in range(0, texts, batch_size):
         tokens = dataset.eval_batch(first, min(batch_size, texts - first)).to(model.device)
-        blocks = Order.strided(len(tokens), N, streams)
-        parallel = nll(model, tokens, blocks)
-        order = draft_order(blocks, streams).to(model.device)
-        checked, drafted = model.draft_rows(tokens, order)
-        sequential = row_nll(checked, model.head_weight, order.to_generation(tokens))
         samples = torch.arange(first, first + len(tokens), device=model.device)[:, None]
-        match, variation = compare(checked, drafted, model.head_weight, seed, samples, order.positions)
-        sums = sequential, parallel, variation, match
-        totals += torch.stack([values.double().sum() for values in sums]).cpu()
-        counts += torch.tensor([exact_passes(row, streams) for row in match.tolist()]).sum(dim=0)
-    law, block_law, distance, agreement = (totals / (texts * N)).tolist()
+        for drawn in orders_of(name, N, range(first, first + len(tokens)), seed):
+            parallel = nll(model, tokens, cut(drawn, streams))
+            order = draft_order(drawn, streams).to(model.device)
+            checked, drafted = model.draft_rows(tokens, order)
+            sequential = row_nll(checked, model.head_weight, order.to_generation(tokens))
+            match, variation = compare(checked, drafted, model.head_weight, seed, samples, order.positions)
+            sums = sequential, parallel, variation, match
+            totals += torch.stack([values.double().sum() for values in sums]).cpu()
+            rows = zip(match.tolist(), left_ranks(drawn).tolist(), strict=True)
+            counts += torch.tensor([exact_passes(row, left, streams) for row, left in rows]).sum(dim=0)
+    written = texts * N * (draws_of(name) or 1)
+    law, block_law, distance, agreement = (totals / written).tolist()
     passes, tested, accepted = counts.tolist()
     acceptance = accepted / tested if tested else None
     return Meter(
-        streams, law, block_law, block_law - law, distance, agreement, acceptance, tokens_per_pass=texts * N / passes
+        streams, law, block_law, block_law - law, distance, agreement, acceptance, tokens_per_pass=written / passes
     )
 
 
+def cut(order: Order, streams: int) -> Order:
+    """The same positions as mode `parallel` writes them: S ranks one by one, then S a block, as in `Order.strided`."""
+    rank = torch.arange(order.length)
+    blocks = torch.where(rank < streams, rank, rank // streams + streams - 1)
+    return Order(order.positions, blocks.expand(order.batch, -1))
+
+
 def draft_order(order: Order, streams: int) -> Order:
-    """The same positions, `streams` ranks a pass; unlike in the blocks of `strided`, the heads are drafted together."""
+    """The same positions, `streams` ranks a pass; unlike in `cut`, the heads are drafted together."""
     return Order(order.positions, torch.arange(order.length).expand(order.batch, -1) // streams)
 
 
@@ -111,16 +133,23 @@ def compare(
     return torch.cat(match, dim=1), torch.cat(variation, dim=1)
 
 
-def exact_passes(match: Sequence[bool], streams: int) -> tuple[int, int, int]:
+def left_ranks(order: Order) -> Int[Tensor, "B N"]:
+    """(B, N): the rank of the token left of each rank's, -1 if there is none or it is written later."""
+    before = order.to_generation(F.pad(order.inverse, (1, 0), value=order.length)[:, :-1])
+    return torch.where(before < torch.arange(order.length), before, -1)
+
+
+def exact_passes(match: Sequence[bool], left: Sequence[int], streams: int) -> tuple[int, int, int]:
     """Follow the commit rule of mode `exact` over a text: passes, drafts checked, drafts found right.
 
     A pass commits up to its first wrong draft and predicts the rest of the window anew. What it predicts for a rank is
-    wrong if the left neighbour, one rank of its stream earlier, was wrong or not there yet. Behind the frontier, the
-    first rank without a draft, it is as good as the draft at that distance in its block. Before it, a wrong draft comes
-    right once the rank before it, its neighbour stream, is.
+    wrong if the left neighbour was wrong, or not there yet though `match` counts on it. Behind the frontier, the first
+    rank without a draft, it is as good as the draft at that distance in its block. Before it, a wrong draft comes right
+    once the rank before it, its neighbour stream, is.
 
     Args:
         match: (N,) whether the draft of each rank is right if its pass knows the ranks below its block of `streams`.
+        left: (N,) the rank of the left neighbour, see `left_ranks`; if strided, one rank of its stream earlier.
     """
     N = len(match)
     right = [False] * N
@@ -129,11 +158,13 @@ def exact_passes(match: Sequence[bool], streams: int) -> tuple[int, int, int]:
         wrong = next((n for n in range(done, frontier) if not right[n]), frontier)
         last = min(done + 2 * streams - 1, N)
         for n in reversed(range(wrong + 1, last)):  # backwards: a row reads what the pass found, not what it makes
-            left, block = n - streams, n // streams * streams
-            if left >= done and not (left < frontier and right[left]):
+            block = n // streams * streams
+            like = min(block + min(n - frontier, streams - 1), N - 1) if n > frontier else n
+            drafted = left[n] < frontier
+            if left[n] >= done and (not right[left[n]] if drafted else left[like] < block):
                 right[n] = False
             elif n > frontier:
-                right[n] = match[block + min(n - frontier, streams - 1)]
+                right[n] = match[like]
             else:
                 right[n] = match[n] or right[n - 1]
         passes, tested, accepted = passes + 1, tested + min(wrong + 1, frontier) - done, accepted + wrong - done

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from armd.orders import OrderSchedule
+from armd.families import OrderSchedule
 from armd.presets import for_architecture, paper_lm1b, paper_small, tiny, with_steps
 from armd.reproduce.experiment import Model, Setting
 from armd.train import OptimConfig, TrainConfig

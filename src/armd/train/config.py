@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from armd import plugins
 from armd.baselines import Denoiser, Draw
 from armd.checkpoint import ARCHITECTURES
 from armd.errors import UserError
+from armd.families import Family, OrderSchedule
 from armd.fields import check_types
 from armd.files import read_json
 from armd.model import ArmdConfig
 from armd.noise import Noise
-from armd.objective import WEIGHTINGS
-from armd.orders import Family, OrderSchedule, generator
+from armd.objective import check_weighting, weights
+from armd.orders import generator
 
 EXECUTION = (
     "device",
@@ -104,7 +106,7 @@ class TrainConfig:
     architecture: str = "armd"
     """armd; or a baseline on the same layers: ar, ar+prefix, mdlm or bd3lm."""
     weighting: str = "likelihood"
-    """Re-weighting of Eq. (2): likelihood (none), per_block or late."""
+    """Re-weighting of Eq. (2): likelihood (none), per_block, late, or file.py:function, a function (order) -> gamma."""
     init: str = ""
     """Run or model folder whose weights the run starts from: fine-tuning. Empty: random ones."""
     noise: tuple[float, float] = (1e-3, 1.0)
@@ -134,7 +136,7 @@ class TrainConfig:
     eval_texts: int = 64
     """Held-out texts in a validation."""
     eval_orders: tuple[str, ...] = ("left_to_right", "uniform")
-    """Order families validated; of mdlm and bd3lm the bound."""
+    """Order families validated, your own file.py:function among them; of mdlm and bd3lm the bound."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 250
@@ -175,8 +177,7 @@ class TrainConfig:
             raise UserError(f"spike_factor={self.spike_factor} must be 0 (off) or above 1")
         if self.architecture not in ARCHITECTURES:
             raise UserError(f"architecture={self.architecture!r} must be one of {', '.join(ARCHITECTURES)}")
-        if self.weighting not in WEIGHTINGS:
-            raise UserError(f"weighting={self.weighting!r} must be one of {', '.join(WEIGHTINGS)}")
+        check_weighting(self.weighting)
         if not 0 <= self.noise[0] < self.noise[1] <= 1:
             raise UserError(f"noise={self.noise} must be two times between 0 and 1, the lesser first")
         self._check_phases()
@@ -184,6 +185,8 @@ class TrainConfig:
 
     def _check_phases(self) -> None:
         """Phases that do not fit the run would train another method than the one they name."""
+        if self.orders.schedule:
+            return
         ar, perm, sbp = self.orders.ar_steps, self.orders.perm_steps, self.orders.sbp_steps
         if ar + sbp > self.max_steps or (self.orders.rho and perm + sbp > self.max_steps):
             phases = f"orders.ar_steps={ar}, orders.perm_steps={perm} and orders.sbp_steps={sbp}"
@@ -192,28 +195,54 @@ class TrainConfig:
     def _check_orders(self) -> None:
         """Every order the run will meet must fit its network and its texts, now and not after hours."""
         orders = self.orders
-        trains_on_orders = orders.rho or orders.sbp_steps or set(orders.floors) - {"left_to_right"}
+        trains_on_orders = orders.rho or orders.sbp_steps or orders.schedule or set(orders.floors) - {"left_to_right"}
         if self._denoises:
             if self.eval_orders != ("bound",):
                 raise UserError(f"architecture={self.architecture} is validated by its bound: set --eval-orders bound")
             if trains_on_orders or self.weighting != "likelihood":
-                ours = "set orders.rho and orders.sbp_steps to 0, no floors, weighting=likelihood"
+                ours = "set orders.rho and orders.sbp_steps to 0, no floors, no schedule, weighting=likelihood"
                 raise UserError(f"architecture={self.architecture} trains on noise, not on orders: {ours}")
             return
-        for name in self.eval_orders:
-            Family.parse(name).check(self.text_length, "eval_orders")
-        for name in (name for name, share in orders.floors.items() if share):
-            Family.parse(name).check(self.text_length, "orders.floors")
-        for streams in orders.sbp_streams if orders.sbp_steps else ():
-            Family("strided", streams).check(self.text_length, "orders.sbp_streams")
-        Family(orders.shuffle, orders.rho).check(self.text_length, "orders.rho")
+        for where, family in self._families():
+            if not family.own:
+                family.check(self.text_length, where)
         if ARCHITECTURES[self.architecture].any_order:
             return
         only = f"architecture={self.architecture} has one order only"
         if set(self.eval_orders) != {"left_to_right"}:
             raise UserError(f"{only}: set --eval-orders left_to_right")
         if trains_on_orders:
-            raise UserError(f"{only}: set orders.rho and orders.sbp_steps to 0, no floors")
+            raise UserError(f"{only}: set orders.rho and orders.sbp_steps to 0, no floors, no schedule")
+
+    def _families(self) -> Iterator[tuple[str, Family]]:
+        """The order families that the run names, and where it does."""
+        orders = self.orders
+        yield from (("eval_orders", Family.parse(name)) for name in self.eval_orders)
+        yield from (("orders.floors", Family.parse(name)) for name, share in orders.floors.items() if share)
+        if not orders.schedule:
+            streams = orders.sbp_streams if orders.sbp_steps else ()
+            yield from (("orders.sbp_streams", Family("strided", number)) for number in streams)
+            yield "orders.rho", Family(orders.shuffle, orders.rho)
+
+    def check_plugins(self) -> dict[str, str]:
+        """Load and try the functions of the user's own: name -> SHA-256 of the file it stands in.
+
+        Not on construction: a run may be looked at where they are not.
+        """
+        if self._denoises:
+            return {}
+        named = [(where, family) for where, family in self._families() if family.own]
+        for where, family in named:
+            family.check(self.text_length, where)
+        families = [family for _, family in named] + self.orders.check(self.seed, self.max_steps, self.text_length)
+        names = {family.name for family in families if family.own} | {self.orders.schedule} - {""}
+        if plugins.is_name(self.weighting):
+            names.add(self.weighting)
+            order = self.orders.order(0, self.seed, self.max_steps, 2, self.text_length)
+            first, again = (weights(self.weighting, order) for _ in range(2))
+            if not (first.isfinite().all() and torch.equal(first, again)):
+                raise UserError(f"weighting {self.weighting}: its numbers must be finite, and the same in every call")
+        return {name: plugins.digest(name) for name in sorted(names)}
 
     @property
     def _denoises(self) -> bool:

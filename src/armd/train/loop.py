@@ -131,6 +131,7 @@ class Trainer:
         if config.tensorboard and self.ranks.first:
             load_writer()  # absent, it is missed now and not after the run is made
         self.identity = {"config": to_json(config), "data": Manifest.load(data).digest}
+        self.identity["plugins"] = config.check_plugins()
         _check_run(self.folder, self.identity, resume)
         if self.ranks.local == 0:  # once on every machine
             for part in (self.train_set, self.valid_set):
@@ -365,6 +366,10 @@ def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
         raise UserError(f"{path} is damaged: it holds no config")
     if before.get("data") != identity["data"]:
         raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
+    own = before.get("plugins", {}), identity["plugins"]
+    other = sorted(name for name in own[1] if own[0].get(name, own[1][name]) != own[1][name])
+    if other:
+        raise UserError(f"{path.parent} was trained with another text of {', '.join(other)}; --resume needs the same")
     old, new = to_json(load_config(path.parent)), identity["config"]
     changed = sorted(name for name in new.keys() - set(EXECUTION) if old.get(name) != new[name])
     if changed:

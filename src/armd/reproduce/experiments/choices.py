@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from armd.checkpoint import ARCHITECTURES
-from armd.orders import OrderSchedule
+from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import OPTIM, armd, mixed, progressive, shortened, small
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target

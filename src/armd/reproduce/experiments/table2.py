@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from armd.evals import Writing, own_judge, quality_protocol, write_and_judge
-from armd.orders import OrderSchedule
+from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
