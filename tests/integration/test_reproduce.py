@@ -31,6 +31,7 @@ from armd.reproduce import (
     train_all,
 )
 from armd.reproduce.experiments import choices, table2
+from armd.reproduce.run import paper_plan
 from armd.reproduce.study import DONE
 from armd.train import TrainConfig, train
 
@@ -164,6 +165,14 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text + json.dumps(record)  # no path of this machine
     with pytest.raises(UserError, match=r"must end in \.md"):
         publish(tmp_path / "out", "small", tmp_path / "page.txt", [toy])
+
+
+def test_the_paper_s_models_are_planned_once() -> None:
+    table = paper_plan(EXPERIMENTS.values())
+    rows = [row[:2] for row in table.rows]
+    assert ["table1", "MDLM"] in rows and ["table2", "MDLM"] not in rows and ["table3", "MDLM"] in rows
+    armd = next(row for row in table.rows if row[:2] == ["table1", "ARMD"])
+    assert armd[3] == "94.4B" and float(armd[4]) > 1  # 180,000 x 512 x 1,024 tokens
 
 
 # ---- the experiments -------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from armd.presets import for_architecture, paper_lm1b, paper_small, tiny, with_s
 from armd.reproduce.experiment import Model, Setting
 from armd.train import OptimConfig, TrainConfig
 
-SMALL_STEPS = 800
+SMALL_STEPS = 600
 SMALL_LENGTH, SMALL_TEXTS = 256, 16  # tokens of a text, and texts of them in a step
 SENTENCE = 128
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from armd.files import write_json, write_text
+from armd.reproduce.experiment import Table
 
 MET = {True: "met", False: "missed", None: "not measured"}
 
@@ -29,12 +30,13 @@ def spread(values: Sequence[float | None], form: str = ".4f") -> str:
     return mean if len(known) == 1 else f"{mean} ± {format((max(known) - min(known)) / 2, form)}"
 
 
-def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
+def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]], ahead: Table | None = None) -> None:
     """Write the page, and beside it a folder of its name with a JSON record and the charts of every section.
 
     Args:
         path: a .md file.
         sections: name of the experiment -> its record, in the order of the page.
+        ahead: what could not be run here, for the end of the page.
     """
     folder = path.with_suffix("")
     parts = [HEAD, _targets(sections)]
@@ -45,6 +47,8 @@ def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]]) -> None:
         kept = [{key: figure[key] for key in ("title", "tells")} for figure in section["figures"]]
         write_json(folder / f"{name}.json", {**record, "section": {**section, "figures": kept}})
         parts.append(_section(name, record, folder.name))
+    if ahead:
+        parts += [f"## {ahead.title}\n", _table(ahead.columns, ahead.rows), *_notes(ahead.notes)]
     write_text(path, "\n".join(parts))
 
 
@@ -70,7 +74,7 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
         out.append(f"![{_plain(figure['title'])}: {_plain(figure['tells'])}]({folder}/{name}-{i + 1}.svg)\n")
     for table in section["tables"]:
         out += [f"**{table['title']}**\n", _table(table["columns"], table["rows"])]
-        out += [f"<sub>{_plain(note)}</sub>\n" for note in table["notes"]]
+        out += _notes(table["notes"])
     for target in section["targets"]:
         out.append(f"* {target['claim']}: **{MET[target['met']]}**. {target['found']}")
     machine, made = record["machine"], f"`{record['command']}`, commit {record['commit']}"
@@ -81,6 +85,10 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
         f"time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
     )
     return "\n".join(out)
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [f"<sub>{_plain(note)}</sub>\n" for note in notes]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

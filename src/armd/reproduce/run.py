@@ -13,9 +13,10 @@ import torch
 from armd.bench.timing import commit, machine
 from armd.errors import UserError
 from armd.files import read_json, write_json
-from armd.gpus import Accelerator
+from armd.gpus import GPUS, Accelerator
 from armd.plan import Machine, plan
-from armd.reproduce.experiment import Experiment, Section
+from armd.quantities import count
+from armd.reproduce.experiment import Experiment, Section, Setting, Table
 from armd.reproduce.farm import distinct, line
 from armd.reproduce.page import write_page
 from armd.reproduce.study import Run, Study
@@ -59,8 +60,38 @@ def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]
         path = out / "sections" / scale / f"{experiment.name}.json"
         if path.exists():
             records[experiment.name] = read_json(path)
-    write_page(page, records)
+    write_page(page, records, paper_plan(experiments) if scale == "small" else None)
     return list(records)
+
+
+PAPER = ("table1", "table2", "table3")
+"""Experiments of the paper, whose models it trained at its size."""
+PAPER_GPUS, PAPER_UTILISATION = 8, 0.4
+
+
+def paper_plan(experiments: Iterable[Experiment]) -> Table:
+    """What the paper's models would take, each once, whichever experiments need it: by `armd plan`'s arithmetic."""
+    rows, seen = [], []
+    for experiment in experiments:
+        vocabulary = (30_522, 102) if experiment.name == "table3" else (50_257, 50_256)
+        setting = Setting("paper", *vocabulary)
+        for name, model in experiment.models(setting).items() if experiment.name in PAPER else ():
+            if (model.config, model.parent) in seen:
+                continue
+            seen.append((model.config, model.parent))
+            found = plan(model.config, Machine(GPUS["h100"], PAPER_GPUS, PAPER_UTILISATION), [model.config.max_steps])
+            budget, memory = (
+                found["budgets"][0],
+                next((row for row in found["memory"] if row["fits"] and row["sharding"] != "none"), None),
+            )
+            how = f"{memory['sharding']}, activations {memory['activations_are']}" if memory else "does not fit"
+            size = f"{memory['total'] / 1e9:.0f} GB ({how})" if memory else how
+            days = f"{budget['device_hours'] / 24:.1f}"
+            parameters = count(sum(found["parameters"].values()))
+            rows.append([experiment.name, name, parameters, count(budget["tokens"]), days, size])
+    columns = ("experiment", "model", "parameters", "tokens", "H100 days", "memory of a GPU")
+    note = f"{PAPER_GPUS} x {GPUS['h100'].name}, {PAPER_UTILISATION:.0%} of the peak; without validation and measuring"
+    return Table("At the paper's size: planned, not run", columns, rows, (note,))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -116,7 +116,7 @@ def layer_models(setting: Setting) -> dict[str, Model]:
             config = armd(setting)
             config = replace(config, model=replace(config.model, **shape))
         else:
-            config = small(setting, 0.5, **shape)
+            config = small(setting, 0.5, hidden_size=128, **shape)
         return Model(replace(config, orders=FAMILIES[family](config.max_steps)))
 
     layers = armd(setting).model.num_hidden_layers
