@@ -80,10 +80,9 @@ def paper_plan(experiments: Iterable[Experiment]) -> Table:
                 continue
             seen.append((model.config, model.parent))
             found = plan(model.config, Machine(GPUS["h100"], PAPER_GPUS, PAPER_UTILISATION), [model.config.max_steps])
-            budget, memory = (
-                found["budgets"][0],
-                next((row for row in found["memory"] if row["fits"] and row["sharding"] != "none"), None),
-            )
+            budget = found["budgets"][0]
+            fitting = [row for row in found["memory"] if row["fits"] and row["sharding"] != "none"]
+            memory = next(iter(fitting), None)
             how = f"{memory['sharding']}, activations {memory['activations_are']}" if memory else "does not fit"
             size = f"{memory['total'] / 1e9:.0f} GB ({how})" if memory else how
             days = f"{budget['device_hours'] / 24:.1f}"
