@@ -8,7 +8,6 @@ pass are: they hold for any weights of the shape.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
 import os
 import statistics
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 from armd.baselines import Autoregressive, MaskedDiffusion, denoising
-from armd.bench.timing import Job, Timing, Work, alternate, bandwidth, commit, machine
+from armd.bench.timing import Job, Timing, Work, alternate, bandwidth, provenance
 from armd.decode import collect, stream
 from armd.errors import UserError
 from armd.model import Armd, ArmdConfig, Transformer
@@ -217,10 +216,7 @@ def decoding(
         eos_token_id=None,
     )
     record: dict[str, Any] = {
-        "command": command,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(device),
+        **provenance(command, device),
         "seed": options.seed,
         "shape": dataclasses.asdict(config),
         "reference": HUGGING_FACE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import statistics
@@ -107,6 +108,12 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
+
+
+def provenance(command: str, device: torch.device) -> dict[str, Any]:
+    """What every record begins with: how, from which source, when and where it was made."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"command": command, "commit": commit(), "date": now, "machine": machine(device)}
 
 
 def in_words(machine: Mapping[str, Any]) -> str:

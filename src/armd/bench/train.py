@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import importlib.util
 import io
 import itertools
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from armd.baselines import Autoregressive
-from armd.bench.timing import Job, Timing, Work, alternate, commit, machine
+from armd.bench.timing import Job, Timing, Work, alternate, provenance
 from armd.errors import UserError
 from armd.flops import two_stream_ratio
 from armd.model import Armd, ArmdConfig, Transformer
@@ -228,10 +227,7 @@ def training(
     config = options.shape(preset)
     absent = {} if options.nanogpt else {NANOGPT: "give --nanogpt PATH, a checkout of karpathy/nanoGPT"}
     record: dict[str, Any] = {
-        "command": command,
-        "commit": commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(device),
+        **provenance(command, device),
         "seed": options.seed,
         "batch": options.batch,
         "shape": dataclasses.asdict(config),

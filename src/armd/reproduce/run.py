@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from armd.bench.timing import commit, machine
+from armd.bench.timing import provenance
 from armd.errors import UserError
 from armd.files import read_json, write_json
 from armd.gpus import GPUS, Accelerator
@@ -32,11 +31,8 @@ def report(study: Study, command: str) -> Section:
         "name": experiment.name,
         "title": experiment.title,
         "question": experiment.question,
-        "command": command,
-        "commit": commit(),
+        **provenance(command, torch.device("cpu")),
         "trained_at": sorted({str(values["commit"]) for values in done}),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine(torch.device("cpu")),
         "scale": study.scale,
         "seeds": sorted({run.seed for run in runs}),
         "hours": sum(values["seconds"] for values in done) / 3600,
