@@ -23,7 +23,7 @@ from armd.families import OrderSchedule
 from armd.presets import tiny
 from armd.train import TrainConfig, load_config, train
 from armd.train.config import to_json
-from armd.train.loop import last_validation
+from armd.train.folder import last_validation
 
 ORDERS = ("left_to_right", "reinsert:8", "uniform")
 SIZES = {  # name -> (hidden size, layers); `tiny` is the preset of that name

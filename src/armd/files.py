@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -43,6 +44,23 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hold(path: Path, what: str) -> BinaryIO:
+    """Open a file that one process at a time may hold: until it is closed, and at the latest when the process ends.
+
+    Raises:
+        UserError: another process holds it; `what` it then does begins the message.
+    """
+    file = path.open("rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{what} by another process; wait for it to end, or stop it") from None
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def json_text(values: Any, indent: int | None = None) -> str:

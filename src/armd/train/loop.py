@@ -17,17 +17,18 @@ from torch import Tensor
 from armd import checkpoint
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import TrainingStopped, UserError
-from armd.files import read_json, write_json
+from armd.files import write_json
 from armd.model import Transformer
 from armd.orders import generator
 from armd.train import optim, parallel, state
 from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
 from armd.train.compiler import check_compiler
-from armd.train.config import EXECUTION, TrainConfig, load_config, to_json
+from armd.train.config import TrainConfig, to_json
+from armd.train.folder import DONE, alone, check_run, last_validation, naming_last_good
 from armd.train.gauge import Gauge
 from armd.train.guard import Guard
-from armd.train.log import Log, Silence, read_metrics
+from armd.train.log import Log, Silence
 from armd.train.parallel import Ranks, Replica
 from armd.train.signals import Flag, interruptible
 
@@ -77,7 +78,7 @@ def train(
     run = Path(run)
     with parallel.joined(config.parallel) as ranks:
         trainer = Trainer(config, Path(data), run, resume, ranks)
-        with _naming_last_good(run), parallel.agreeing(ranks):
+        with alone(run, ranks), naming_last_good(run), parallel.agreeing(ranks):
             return trainer.run(quiet)
 
 
@@ -100,7 +101,7 @@ class Trainer:
         ranks.attempt(lambda: self._check_same(first))
         torch.manual_seed(config.seed)
         self.model = checkpoint.ARCHITECTURES[config.architecture](config.model).to(self.device)
-        if config.init and not resume:
+        if config.init and not (resume and state.checkpoints(folder)):
             ranks.attempt(self._start_from)
         self.model.checkpoint_activations = config.checkpoint_activations
         if config.compile:
@@ -132,7 +133,7 @@ class Trainer:
             load_writer()  # absent, it is missed now and not after the run is made
         self.identity = {"config": to_json(config), "data": Manifest.load(data).digest}
         self.identity["plugins"] = config.check_plugins()
-        _check_run(self.folder, self.identity, resume)
+        check_run(self.folder, self.identity, resume)
         if self.ranks.local == 0:  # once on every machine
             for part in (self.train_set, self.valid_set):
                 part.verify()
@@ -269,7 +270,9 @@ class Trainer:
             model, _ = self.ranks.attempt(lambda: checkpoint.load(self.folder, self.device))
         elif self.average:
             _copy(self.average, model.parameters())
-        return TrainResult(self.folder, model.eval(), self.valid or last_validation(self.folder), seconds)
+        valid = self.valid or last_validation(self.folder)
+        self.ranks.on_first(lambda: write_json(self.folder / DONE, {"step": self.done, "valid": valid}))
+        return TrainResult(self.folder, model.eval(), valid, seconds)
 
 
 def train_step(
@@ -331,49 +334,6 @@ def _check_finite(step: int, values: dict[str, float]) -> None:
 
 def _largest(tensors: list[Tensor]) -> float:
     return torch.stack([tensor.abs().max() for tensor in tensors if tensor.numel()]).max().item()
-
-
-@contextmanager
-def _naming_last_good(run: Path) -> Iterator[None]:
-    """Whatever ends a run says where it can go on."""
-    try:
-        yield
-    except (UserError, TrainingStopped) as error:
-        newest = next(iter(state.checkpoints(run)[::-1]), "none yet")
-        error.args = (f"{error}; last good checkpoint: {newest}",)
-        raise
-
-
-def last_validation(run: Path) -> dict[str, float]:
-    """The newest validation in metrics.jsonl."""
-    return next((record["valid"] for record in reversed(read_metrics(run)) if "valid" in record), {})
-
-
-# ---- the run folder --------------------------------------------------------------------------------------------------
-
-
-def _check_run(run: Path, identity: dict[str, Any], resume: bool) -> None:
-    """A new run needs a new or empty folder, a resumed one the folder of the same run."""
-    if resume:
-        _check_same_run(run / "run.json", identity)
-    elif run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir())):
-        raise UserError(f"run folder {run} is not empty; use --resume to go on with it, or another --out")
-
-
-def _check_same_run(path: Path, identity: dict[str, Any]) -> None:
-    before = read_json(path)
-    if not isinstance(before.get("config"), dict):
-        raise UserError(f"{path} is damaged: it holds no config")
-    if before.get("data") != identity["data"]:
-        raise UserError(f"{path.parent} was trained on other data; --resume needs the same prepared folder")
-    own = before.get("plugins", {}), identity["plugins"]
-    other = sorted(name for name in own[1] if own[0].get(name, own[1][name]) != own[1][name])
-    if other:
-        raise UserError(f"{path.parent} was trained with another text of {', '.join(other)}; --resume needs the same")
-    old, new = to_json(load_config(path.parent)), identity["config"]
-    changed = sorted(name for name in new.keys() - set(EXECUTION) if old.get(name) != new[name])
-    if changed:
-        raise UserError(f"{path.parent} was started with other values of {', '.join(changed)}; --resume needs the same")
 
 
 # ---- weights in and out ----------------------------------------------------------------------------------------------

@@ -30,11 +30,12 @@ class Flag:
 
 @contextmanager
 def interruptible() -> Iterator[Flag]:
-    """Turn SIGINT and SIGTERM into a flag the loop looks at between steps."""
+    """Turn SIGINT, SIGTERM and SIGHUP (a terminal that closes; not under nohup) into a flag the loop looks at."""
     flag, before = Flag(), {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, flag)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, flag)
     except ValueError:  # not the main thread: leave the signals alone
         pass
     try:
