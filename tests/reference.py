@@ -21,6 +21,8 @@ def log_probs(model: Armd, tokens: list[int], positions: list[int], blocks: list
     head = w.get("untied_head.weight", w["embed.weight"])
     known = [(w["bos"], 0, 0)]  # BOS: slot 0, block 0; text position p: slot p + 1
     known += [(w["embed.weight"][tokens[p]], p + 1, b + 1) for p, b in zip(positions, blocks, strict=True)]
+    if model.config.learned_positions:
+        known = [(x + w["places"][slot], slot, block) for x, slot, block in known]
     targets = [(p + 1, b + 1) for p, b in zip(positions, blocks, strict=True)]
 
     content = [row[0] for row in known]
@@ -130,10 +132,15 @@ def anchor_aggregate(model: Armd, w: dict[str, Tensor], seen: list[Row], slot: i
     return both[0] + w[name + "gate"] * both[1]
 
 
+def position(model: Armd, w: dict[str, Tensor], seen: list[Row], slot: int, name: str) -> Tensor:
+    return w[name + "place"][slot]
+
+
 QUERIES = {
     "aggregate": aggregate,
     "kernel": kernel,
     "shift": shift,
     "anchor": anchor,
     "anchor+aggregate": anchor_aggregate,
+    "position": position,
 }

@@ -105,7 +105,7 @@ def shapes_only(model: ArmdConfig, architecture: str = "armd") -> Transformer:
 def parameters_by_part(model: ArmdConfig, architecture: str = "armd") -> dict[str, int]:
     """Parameters of embedding, layers, G^0, norms and head; a tied head is the embedding and counts there."""
     names = {"layers": "layers", "prefix": "G^0", "norm": "last norm"}
-    names |= dict.fromkeys(("embed", "bos", "mask"), "embedding")
+    names |= dict.fromkeys(("embed", "bos", "mask", "places"), "embedding")
     parts: dict[str, int] = {}
     for name, weight in shapes_only(model, architecture).named_parameters():
         part = names.get(name.partition(".")[0], "head")

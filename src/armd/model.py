@@ -68,7 +68,7 @@ class ArmdConfig:
     max_position_embeddings: int = 256
     """Longest text, in tokens."""
     query: str = "kernel"
-    """Where G^0 comes from: aggregate (the paper, Eq. 6), kernel, shift, anchor, anchor+aggregate."""
+    """Where G^0 comes from: aggregate (the paper, Eq. 6), kernel, shift, anchor, anchor+aggregate, position."""
     kernel_width: int = 8
     """Reach W of the kernel, in tokens to each side."""
     block_size: int = 16
@@ -87,6 +87,8 @@ class ArmdConfig:
     """Share the output head with the token embedding."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
+    learned_positions: bool = False
+    """Add an embedding of its slot to every token: for texts of one shape, whose places have meanings of their own."""
     eos_token_id: int | None = None
     """End-of-text token, at which generation stops; none: it never stops early."""
 
@@ -133,6 +135,8 @@ class Transformer(nn.Module):
         c = config
         self.embed = nn.Embedding(c.vocab_size, c.hidden_size)
         self.bos = nn.Parameter(torch.randn(c.hidden_size) * 0.02)
+        slots = c.max_position_embeddings + 1
+        self.places = nn.Parameter(torch.randn(slots, c.hidden_size) * 0.02) if c.learned_positions else None
         self.rotary = Rotary(c.hidden_size // c.num_attention_heads, c.max_position_embeddings + 1, c.rope_theta)
         width = c.intermediate_size or 4 * c.hidden_size
         shape = c.hidden_size, c.num_attention_heads, width, c.norm, c.qk_norm, c.dropout, c.activation
@@ -248,9 +252,14 @@ class Transformer(nn.Module):
             return checkpoint(layer, *args, use_reentrant=False)
         return layer(*args)
 
+    def _at_slots(self, rows: Tensor, slots: Tensor) -> Tensor:
+        """Embedded tokens with what the network has learned about their slots."""
+        return rows if self.places is None else rows + self.places[slots]
+
     def _with_bos(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B M D"]:
         bos = self.bos.expand(len(tokens), 1, -1)
         table = torch.cat((bos, self.embed(tokens)), dim=1)  # (B, N, D) -> (B, N + 1, D)
+        table = self._at_slots(table, torch.arange(table.shape[1], device=tokens.device))
         return F.dropout(table, self.config.dropout, self.training)
 
 
@@ -335,7 +344,7 @@ class Armd(Transformer):
         see: Visibility,
     ) -> Float[Tensor, "B T D"]:
         """One decoding pass: content rows for the tokens, prediction rows for the targets."""
-        x = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
+        x = self._at_slots(torch.where((slots == 0)[..., None], self.bos, self.embed(tokens)), slots)
         cache.learn(slots, x, columns)
         g = self.prefix.at(cache.table, cache.ranks, target_slots, limits)
         places = Places.of(cache, columns, target_columns, see)

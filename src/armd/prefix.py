@@ -188,6 +188,20 @@ class AnchorAggregate(Prefix):
         return self.anchor.at(table, ranks, slots, slot_ranks) + self.gate.to(table.dtype) * aggregate
 
 
+class Position(Prefix):
+    """G^0 is an embedding of the target's own position, whatever is known: for texts of one shape, such as boards.
+
+    Attention sees tokens by their distance alone; with this it learns where rows and boxes of a board begin.
+    """
+
+    def __init__(self, hidden_size: int, positions: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.randn(positions, hidden_size) * 0.02)
+
+    def at(self, table: Table, ranks: Ranks, slots: Slots, slot_ranks: Slots) -> Float[Tensor, "B T D"]:
+        return self.place[slots].to(table.dtype)
+
+
 # The plug-in point: name -> (hidden size, number of slots, kernel width) -> module. `Aggregate` gets a row of P more,
 # because the table of a cache ends in a row for padding, which no target ever sees.
 PREFIXES: dict[str, Callable[[int, int, int], Prefix]] = {
@@ -196,6 +210,7 @@ PREFIXES: dict[str, Callable[[int, int, int], Prefix]] = {
     "shift": lambda size, slots, width: Shift(),
     "anchor": lambda size, slots, width: Anchor(size),
     "anchor+aggregate": lambda size, slots, width: AnchorAggregate(size, slots),
+    "position": lambda size, slots, width: Position(size, slots),
 }
 
 

@@ -25,7 +25,7 @@ def test_model_equals_specification(query: str, order_name: str) -> None:
 
 @pytest.mark.parametrize("changes", [
     {"num_two_stream_layers": 1}, {"num_two_stream_layers": 3}, {"norm": "layernorm"}, {"qk_norm": True},
-    {"activation": "relu2"},
+    {"activation": "relu2"}, {"learned_positions": True}, {"learned_positions": True, "query": "position"},
     {"tie_word_embeddings": False}, {"intermediate_size": 24}, {"num_hidden_layers": 1, "num_two_stream_layers": 1},
 ])  # fmt: skip
 def test_every_config_equals_specification(changes: dict[str, object]) -> None:

@@ -49,7 +49,7 @@ class Autoregressive(Transformer):
         see: Visibility,
     ) -> Float[Tensor, "B T D"]:
         """One decoding pass, as of `Armd`: left to right, the row of a token predicts the slot after its own."""
-        rows = torch.where((slots == 0)[..., None], self.bos, self.embed(tokens))
+        rows = self._at_slots(torch.where((slots == 0)[..., None], self.bos, self.embed(tokens)), slots)
         rotation, places = self.rotary(slots), Places.of(cache, columns, target_columns, see)
         for i, layer in enumerate(self.layers):
             q, k, v = layer.project(rows, rotation)

@@ -37,7 +37,8 @@ class BlockDiffusion(Denoiser):
         else:
             see = Mask.of(block_diffusion, labels, labels)
         rotation = self.rotary(torch.cat((slots, slots), dim=1))
-        rows = torch.cat((self._rows(tokens, masked), self._rows(tokens, torch.zeros_like(masked))), dim=1)
+        clean = torch.zeros_like(masked)
+        rows = torch.cat((self._rows(tokens, masked, slots), self._rows(tokens, clean, slots)), dim=1)
         for layer in self.layers:
             rows = self.run_layer(self_attend, layer, rows, rotation, see)
         return self.norm(rows[:, :N])
@@ -84,7 +85,7 @@ class BlockDiffusion(Denoiser):
         queries, keys = torch.cat((noised, fresh // size * 2), dim=1), torch.cat((noised, seen // size * 2), dim=1)
         see = Mask(rendered=dense(block_diffusion, queries, keys))
         rotation = self.rotary(torch.cat((slots, fresh), dim=1))
-        rows = torch.cat((self._rows(block, block < 0), self._rows(clean, clean < 0)), dim=1)
+        rows = torch.cat((self._rows(block, block < 0, slots), self._rows(clean, clean < 0, fresh)), dim=1)
         for i, layer in enumerate(self.layers):
             q, k, v = layer.project(rows, rotation)
             known = store.write(i, fresh, k[:, :, L:], v[:, :, L:], start)

@@ -55,9 +55,9 @@ class Denoiser(Transformer):
     def new_cache(self, batch: int, length: int) -> Cache:
         raise UserError(f"{type(self).__name__} does not write with generate: use denoise")
 
-    def _rows(self, tokens: Tensor, masked: Tensor) -> Tensor:
+    def _rows(self, tokens: Tensor, masked: Tensor, slots: Tensor) -> Tensor:
         rows = torch.where(masked[..., None], self.mask, self.embed(torch.where(masked, 0, tokens)))
-        return F.dropout(rows, self.config.dropout, self.training)
+        return F.dropout(self._at_slots(rows, slots), self.config.dropout, self.training)
 
 
 # ---- the continuous-time bound ---------------------------------------------------------------------------------------

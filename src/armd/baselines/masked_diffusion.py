@@ -21,8 +21,8 @@ class MaskedDiffusion(Denoiser):
         return 0
 
     def predict(self, tokens: Int[Tensor, "B N"], masked: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        rows = self._rows(tokens, masked)
-        rotation = self.rotary(torch.arange(tokens.shape[1], device=tokens.device)[None])
+        slots = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        rows, rotation = self._rows(tokens, masked, slots), self.rotary(slots)
         for layer in self.layers:
             rows = self.run_layer(self_attend, layer, rows, rotation, EVERYTHING)
         return self.norm(rows)

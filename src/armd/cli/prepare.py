@@ -19,7 +19,7 @@ class Prepare:
     out: Path
     """Folder to make."""
     tokenizer: str
-    """byte, bpe:4096 (trained on the spot), gpt2, bert-base-uncased, or a tokenizer.json."""
+    """byte, chars:ABC (each a token), bpe:4096 (trained on the spot), gpt2, bert-base-uncased, or a tokenizer.json."""
     input: tuple[str, ...] = ()
     """Files, folders or globs: text, .jsonl, .parquet, .tar, also .gz or .xz."""
     dataset: str | None = None

@@ -67,7 +67,8 @@ class TokenDataset:
         """The texts of a training step: (batch_size, length) long, or only some rows of it.
 
         The split is a ring. An epoch starts it at a random phase, cuts it into windows, and visits each once, in an
-        order drawn for the epoch; fewer than `length` tokens are left over.
+        order drawn for the epoch; fewer than `length` tokens are left over. Where there are as many documents as
+        windows and nothing is left over, as with texts of one length, the phase is 0: each window is a document.
         """
         windows = self.tokens // self.length
         texts = []
@@ -75,6 +76,8 @@ class TokenDataset:
             index = step * batch_size + row
             epoch, place = divmod(index, windows)
             phase, permutation = _epoch(seed, epoch, windows, self.tokens)
+            if self._manifest.documents * self.length == self.tokens:
+                phase = 0
             texts.append(self._read(phase + int(permutation[place]) * self.length))
         return torch.from_numpy(np.stack(texts))
 

@@ -21,7 +21,7 @@ class Tokenizer:
     """Text to token ids and back.
 
     Attributes:
-        spec: what it was made from: byte, bpe:4096, gpt2, bert-base-uncased or a file name.
+        spec: what it was made from: byte, chars:ABC, bpe:4096, gpt2, bert-base-uncased or a file name.
         vocab_size: number of tokens, end of text included.
         eos_id: the end-of-text token, or None.
     """
@@ -40,9 +40,15 @@ class Tokenizer:
             return self._inner.encode(text, add_special_tokens=False).ids
         except TypeError:  # lone surrogates, as from a command line that is not UTF-8
             raise UserError(f"text {text[:40]!a} is not valid Unicode; give UTF-8") from None
+        except Exception:  # the library raises plain Exception
+            unknown = next((character for character in text if self._inner.token_to_id(character) is None), text[:40])
+            raise UserError(f"tokenizer {self.spec} cannot write {unknown!r}") from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        try:
+            return [encoding.ids for encoding in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except Exception:
+            return [self.encode(text) for text in texts]  # which says what is wrong
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out, bytes that are no UTF-8 become U+FFFD."""
@@ -80,7 +86,8 @@ def get_tokenizer(spec: str, texts: Iterable[str] | None = None, data_dir: str |
     """A tokenizer by name.
 
     Args:
-        spec: byte; bpe:SIZE, trained on `texts`; gpt2; bert-base-uncased; or the path of a tokenizer.json.
+        spec: byte; chars:ABC, the characters there are; bpe:SIZE, trained on `texts`; gpt2; bert-base-uncased; or the
+            path of a tokenizer.json.
         texts: what bpe:SIZE is trained on.
         data_dir: folder of the vocabulary files of gpt2 (encoder.json or vocab.json, vocab.bpe or merges.txt) and
             bert-base-uncased (vocab.txt), or the parent of such folders; without it they come from the hub.
@@ -88,6 +95,8 @@ def get_tokenizer(spec: str, texts: Iterable[str] | None = None, data_dir: str |
     name, colon, size = spec.partition(":")
     if spec == "byte":
         return _byte()
+    if name == "chars" and colon:
+        return _characters(size, spec)
     if name == "bpe" and colon:
         if not size.isdecimal() or int(size) < 257:
             raise UserError(f"tokenizer {spec!r}: the size must be an integer of at least 257 (256 bytes, end of text)")
@@ -100,7 +109,7 @@ def get_tokenizer(spec: str, texts: Iterable[str] | None = None, data_dir: str |
         return _verified(_bert(data_dir), spec, 30522, {"hello world": [7592, 2088], "Héllo": [7592]})
     if Path(spec).suffix == ".json" or Path(spec).exists():
         return Tokenizer.load(spec)
-    raise UserError(f"tokenizer {spec!r} is unknown; use byte, bpe:SIZE, gpt2, bert-base-uncased or a tokenizer.json")
+    raise UserError(f"tokenizer {spec!r} is unknown; use byte, chars:ABC, bpe:SIZE, gpt2, bert-base-uncased or a .json")
 
 
 # ---- made here -------------------------------------------------------------------------------------------------------
@@ -118,6 +127,16 @@ def _byte_symbols() -> dict[str, int]:
 def _byte() -> Tokenizer:
     """Token id = byte value; 256 is the end of text. Reads any text and gives it back exactly."""
     return Tokenizer(_byte_level(models.BPE(vocab=_byte_symbols(), merges=[]), split=False), "byte")
+
+
+def _characters(alphabet: str, spec: str) -> Tokenizer:
+    """One token a character, and no end of text: texts of one length need none. Any other character is an error."""
+    if not alphabet or len(set(alphabet)) < len(alphabet):
+        raise UserError(f"tokenizer {spec!r}: name at least one character, and each of them once")
+    inner = tokenizers.Tokenizer(models.WordLevel({character: i for i, character in enumerate(alphabet)}))
+    inner.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), behavior="isolated")
+    inner.decoder = decoders.Fuse()
+    return Tokenizer(inner, spec)
 
 
 def _trained(size: int, texts: Iterable[str], spec: str) -> Tokenizer:
