@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,8 @@ import pytest
 
 from armd.cli import main
 from armd.data import Document, prepare
-from armd.errors import TrainingStopped, UserError
+from armd.errors import UserError
 from armd.families import OrderSchedule
-from armd.files import write_json
 from armd.presets import tiny
 from armd.reproduce import (
     EXPERIMENTS,
@@ -26,14 +27,17 @@ from armd.reproduce import (
     Table,
     Target,
     bases,
+    farm,
     publish,
     report,
     train_all,
 )
 from armd.reproduce.experiments import choices, table2
+from armd.reproduce.measures import ratio_target
 from armd.reproduce.run import paper_plan
-from armd.reproduce.study import DONE
-from armd.train import TrainConfig, train
+from armd.reproduce.study import fingerprint
+from armd.train import OptimConfig, TrainConfig, train
+from armd.train.folder import DONE
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +72,8 @@ def train_here(runs: list[Run], data: Path) -> None:
     """As `train_all`, in this process."""
     for run in runs:
         if not run.finished:
+            farm.command(run, data)
             train(run.config, data, run.folder, quiet=True)
-            write_json(run.folder / DONE, {"name": run.name, "commit": None, "seconds": 1.0})
 
 
 # ---- what is made, once ----------------------------------------------------------------------------------------------
@@ -110,34 +114,116 @@ def test_training_goes_on_and_nothing_is_trained_twice(
     train(replace(base.config, max_steps=4), data, base.folder, quiet=True)  # as if it was stopped before it was done
     train_all(study.all_runs(), data, jobs=2)
     assert base.finished and tuned.finished and not (base.folder / "checkpoints").exists()
-    assert json.loads((base.folder / DONE).read_text())["at_once"] == 2
+    assert json.loads(base.folder.with_suffix(".json").read_text())["at_once"] == 2
+    assert tuned.tokens == (4 + 2) * 2 * 32  # with its parent's
     assert [tokens for tokens, _ in base.curve()] == [2 * 2 * 32, 4 * 2 * 32]
     before = (base.folder / DONE).stat().st_mtime_ns
     train_all(study.all_runs(), data, jobs=2)
     assert (base.folder / DONE).stat().st_mtime_ns == before
 
 
-def test_a_run_that_fails_is_named(data: Path, tmp_path: Path) -> None:
-    runs = Study(experiment(bad=Model(little())), tmp_path / "out", data, seeds=(0,)).all_runs()
-    with pytest.raises(TrainingStopped, match=r"bad, seed 0, ended early: error: .*holds no manifest.json"):
-        train_all(runs, tmp_path / "gone", jobs=1)
-    assert not runs[0].finished
+def test_a_run_that_fails_is_named_and_stops_no_other(data: Path, tmp_path: Path) -> None:
+    late = Model(little(max_steps=2), parent="bad")
+    toy = experiment(bad=Model(little(batch_size=3)), late=late, good=Model(little()))
+    runs = Study(toy, tmp_path, data, seeds=(0,)).all_runs()
+    bad, good = (next(run for run in runs if run.name == name) for name in ("bad", "good"))
+    bad.folder.mkdir(parents=True)
+    (bad.folder / "something").write_text("of somebody else")
+    faults = train_all(runs, data, jobs=1)
+    assert good.finished and not bad.finished
+    assert len(faults) == 2 and "bad, seed 0, ended early: error: run folder" in faults[0]
+    assert "late, seed 0, has no model to start from" in faults[1]
+
+
+def test_impossible_parents_are_one_line(data: Path, tmp_path: Path) -> None:
+    toy = experiment(tuned=Model(little(), parent="basis"), base=Model(little()))
+    with pytest.raises(UserError, match="tuned have no parent with seed 0"):
+        Study(toy, tmp_path, data).all_runs()
+    with pytest.raises(UserError, match="name a parent instead"):
+        Study(experiment(tuned=Model(little(init="somewhere"))), tmp_path, data).all_runs()
+
+
+def test_a_finished_run_of_another_config_is_refused(data: Path, tmp_path: Path) -> None:
+    """As by a default that was changed since: no hash shows it."""
+    (run,) = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,)).all_runs()
+    train_here([run], data)
+    assert run.finished
+    other = replace(run, config=replace(run.config, weighting="late"))
+    with pytest.raises(UserError, match="was trained with other values of weighting: remove it"):
+        _ = other.finished
+    (run.folder / "model.safetensors").unlink()
+    assert not run.finished
 
 
 calls: list[int] = []
 
 
+BASE = 0
+
+
+def helper(power: int) -> int:
+    return BASE + power
+
+
 def counted(study: Study, run: Run, *, power: int) -> int:
+    """Measures nothing much."""
     calls.append(power)
-    return run.config.max_steps**power
+    return run.config.max_steps ** helper(power)
 
 
-def test_a_figure_is_measured_once(data: Path, tmp_path: Path) -> None:
+def test_a_figure_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,))
     train_here(study.all_runs(), data)
     calls.clear()
     assert [study.values("base", counted, power=p) for p in (2, 3, 2)] == [[16], [64], [16]]
     assert calls == [2, 3]
+    monkeypatch.setattr(sys.modules[__name__], "BASE", 1)  # a constant of its helper
+    assert study.values("base", counted, power=2) == [64] and calls == [2, 3, 2]
+    run = study.runs("base")[0]
+    shutil.rmtree(run.folder)
+    train(replace(run.config, optim=OptimConfig(lr=1.0)), data, run.folder, quiet=True)
+    assert replace(run).weights != run.weights  # trained again, and measured again
+
+
+def test_a_fingerprint_is_of_what_a_function_does() -> None:
+    def made(text: str) -> object:
+        scope: dict[str, object] = {"__name__": "user"}
+        exec(text, scope)
+        return scope["f"]
+
+    same = [fingerprint(made(text)) for text in ("def f(x): return x + 1", "# why\n\ndef f(x):\n    return x + 1")]
+    other = [fingerprint(made(text)) for text in ("def f(x): return x + 2", "def f(x): return abs(x)",
+             "def g(x): return 1\ndef f(x): return g(x)", "def g(x): return 2\ndef f(x): return g(x)")]  # fmt: skip
+    assert same[0] == same[1] and len({same[0], *other}) == 5
+
+
+def test_held_out_texts_come_from_all_of_the_split(data: Path, tmp_path: Path) -> None:
+    study = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,))
+    run = study.all_runs()[0]
+    spread, every = study.dataset(run, 3), study.dataset(run, 10**6)
+    windows = spread.whole.eval_windows()
+    assert windows > 6 and spread.eval_windows() == 3 and every.eval_windows() == windows
+    wanted = [spread.whole.eval_batch(place, 1)[0].tolist() for place in (0, windows // 3, 2 * windows // 3)]
+    assert spread.eval_batch(0, 3).tolist() == wanted and spread.eval_batch(1, 2).tolist() == wanted[1:]
+
+
+# ---- frontiers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_frontier_is_once_itself_wherever_its_marks_are() -> None:
+    def line(*entropies: float, times: float = 1.0) -> list[tuple[float, float]]:
+        return [(x, times * 2.0 ** (3 * x)) for x in entropies]
+
+    own = line(1.0, 2.0, 3.0)
+    assert table2.ratio_at_equal_entropy(own, line(1.5, 2.25, 2.75)) == pytest.approx(1)
+    assert table2.ratio_at_equal_entropy(line(1.5, 2.5, times=1.5), own) == pytest.approx(1.5)
+    assert table2.ratio_at_equal_entropy(line(4.0, 5.0), own) is None
+
+
+def test_a_target_is_met_with_every_seed_or_open() -> None:
+    verdicts = [ratio_target("x", ratios, 1.0).met for ratios in ([0.9, 1.0], [1.1, 1.2], [0.9, 1.1], [])]
+    assert verdicts == [True, False, None, None]
+    assert ratio_target("x", [1.5, 1.6], 1.5, least=True).met is True
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -158,9 +244,10 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert publish(tmp_path / "out", "small", page, [experiment("absent"), toy]) == ["toy"]
     text = page.read_text()
     assert "| 1 \\| 2 | \\<b\\> |" in text and "<sub>protocol: x</sub>" in text
-    assert "small | 3 of 4 | missed |" in text and "large | none | not measured |" in text
+    assert "| A \\| title | small | 3 of 4 | missed |" in text and "large | none | open |" in text
     assert "](results/toy-1.svg)" in text and (tmp_path / "results" / "toy-1.svg").read_text() == "<svg/>"
     record = json.loads((tmp_path / "results" / "toy.json").read_text())
+    assert record["data"]["tokenizer"] == "byte" and record["trained_at"]
     assert record["models"][0]["curve"] == [list(point) for point in study.runs("base")[0].curve()]
     assert str(tmp_path) not in text + json.dumps(record)  # no path of this machine
     with pytest.raises(UserError, match=r"must end in \.md"):
@@ -216,6 +303,23 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(row["line"].startswith("torchrun --nproc-per-node=8 -m armd.cli train ") for row in left)
 
 
+def test_at_paper_scale_others_train_and_it_reports(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        EXPERIMENTS, "toy", experiment("toy", base=Model(little()), tuned=Model(little(), parent="base"))
+    )
+    command = ["reproduce", "toy", "--data", str(data), "--out", str(tmp_path), "--scale", "paper", "--seeds", "1"]
+    for left in (2, 1):
+        assert main(command) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("torchrun")]
+        assert len(lines) == left
+        assert main(lines[0].split("armd.cli ")[1].split()) == 0
+        capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["toy"]["models"]) == 2
+
+
 @pytest.mark.parametrize(
     "words, message",
     {
@@ -223,6 +327,7 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         "curves": "needs --data",
         "curves --data {d} --seeds 0": "seeds=0",
         "curves --data {d} --sets {d}/nowhere": "is no folder",
+        "curves --data {d} --puzzles {d}/nowhere": "is no file",
     }.items(),
 )
 def test_mistakes_are_one_line(words: str, message: str, data: Path, tmp_path: Path, capsys) -> None:

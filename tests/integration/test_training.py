@@ -138,6 +138,10 @@ def test_fine_tuning_starts_from_the_weights_of_another_run(data: Path, finished
     before, after = (load_file(run / "model.safetensors") for run in (finished, tmp_path / "still"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     train(config, data, tmp_path / "tuned", quiet=True)
+    (tmp_path / "early").mkdir()  # stopped before its first checkpoint, it starts from these weights again
+    shutil.copy(tmp_path / "tuned" / "run.json", tmp_path / "early")
+    train(config, data, tmp_path / "early", resume=True, quiet=True)
+    assert_same_run(tmp_path / "tuned", tmp_path / "early")
     finished_config = armd.load(finished)[0].config
     wide = replace(finished_config, hidden_size=64)
     with pytest.raises(UserError, match="is another network: it differs in hidden_size"):
@@ -150,6 +154,21 @@ def test_fine_tuning_starts_from_the_weights_of_another_run(data: Path, finished
             quiet=True,
         )
     assert not list((tmp_path / "wide").glob("*")) and not list((tmp_path / "ar").glob("*"))
+
+
+def test_one_process_at_a_time_trains_a_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, config = loops.train_step, small(max_steps=1, orders=OrderSchedule())
+
+    def intrude(*args: object) -> object:
+        with pytest.raises(UserError, match="is being trained by another process"):
+            train(config, data, tmp_path / "run", resume=True, quiet=True)
+        return step(*args)
+
+    monkeypatch.setattr(loops, "train_step", intrude)
+    train(config, data, tmp_path / "run", quiet=True)
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 1
+    monkeypatch.undo()
+    train(config, data, tmp_path / "run", resume=True, quiet=True)
 
 
 def test_batches_are_those_of_their_steps_and_their_errors_arrive(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

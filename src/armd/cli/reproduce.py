@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from armd import reproduce
 from armd.cli.terminal import say, show
-from armd.errors import UserError
+from armd.errors import TrainingStopped, UserError
 from armd.files import json_text, read_json
 from armd.gpus import get_accelerator
 from armd.quantities import count, duration
@@ -58,7 +57,7 @@ def run_reproduce(args: Reproduce) -> None:
     if not args.names and args.page is None:
         print(list_experiments())
         return
-    names = list(EXPERIMENTS) if args.names == ("all",) else list(args.names)
+    names = list(EXPERIMENTS) if "all" in args.names else list(args.names)
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f"experiment {name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}, or all")
@@ -68,12 +67,17 @@ def run_reproduce(args: Reproduce) -> None:
     if args.plan or (args.scale == "paper" and any(not run.finished for s in studies for run in s.all_runs())):
         _plan(args, studies)
         return
-    sections = [_carry_out(study, args) for study in studies]
+    faults, sections = list[str](), []
+    for study in studies:
+        faults += _train(study, args)
+        sections.append(_report(study, args))
     if args.page:
         written = reproduce.publish(args.out, args.scale, args.page, EXPERIMENTS.values())
         say(f"written: {args.page} with {', '.join(written) or 'no section yet'}")
     if args.json:
         print(json_text({study.experiment.name: section for study, section in zip(studies, sections, strict=True)}))
+    if faults:
+        raise TrainingStopped("; ".join(faults))
 
 
 def list_experiments() -> str:
@@ -92,14 +96,20 @@ def _study(args: Reproduce, experiment: Experiment) -> Study:
         raise UserError(f"experiment {experiment.name} needs --data, a folder made by armd prepare")
     if args.sets is not None and not args.sets.is_dir():
         raise UserError(f"sets={args.sets} is no folder")
+    if args.puzzles is not None and not args.puzzles.is_file():
+        raise UserError(f"puzzles={args.puzzles} is no file")
     return Study(experiment, args.out, data, args.scale, range(args.seeds), args.sets, args.puzzles, say)
 
 
-def _carry_out(study: Study, args: Reproduce) -> dict[str, object]:
-    left = [run for run in study.all_runs() if not run.finished]
-    if left:
-        say(f"{study.experiment.name}: training {len({run.key for run in left})} models")
-    reproduce.train_all(left, study.data, args.jobs)
+def _train(study: Study, args: Reproduce) -> list[str]:
+    left = reproduce.distinct(study.all_runs())
+    if not left:
+        return []
+    say(f"{study.experiment.name}: training {len(left)} models")
+    return [f"{study.experiment.name}: {fault}" for fault in reproduce.train_all(left, study.data, args.jobs)]
+
+
+def _report(study: Study, args: Reproduce) -> dict[str, object]:
     section = reproduce.report(study, "armd " + " ".join(["reproduce", study.experiment.name, *_settings(args)]))
     if not args.json:
         for table in section.tables:
@@ -120,13 +130,16 @@ def _settings(args: Reproduce) -> list[str]:
 
 def _plan(args: Reproduce, studies: list[Study]) -> None:
     gpu, gpus = ("cpu", 1) if args.scale == "small" else (args.gpu, args.gpus)
-    accelerator, found = get_accelerator(gpu), dict[str, reproduce.run.Cost]()
+    accelerator, found, lines = get_accelerator(gpu), dict[str, reproduce.Cost](), dict[str, str]()
     for study in studies:
-        found |= {cost.run.key: cost for cost in reproduce.costs(study, accelerator, gpus, args.utilisation)}
+        mine = {cost.run.key: cost for cost in reproduce.costs(study, accelerator, gpus, args.utilisation)}
+        if args.scale == "paper":
+            lines |= {key: reproduce.line(cost.run, study.data, gpus) for key, cost in mine.items()}
+        found |= mine
     if args.json:
         rows = [
-            {"name": c.run.name, "seed": c.run.seed, "tokens": c.tokens, "days": c.days, "line": c.line}
-            for c in found.values()
+            {"name": c.run.name, "seed": c.run.seed, "tokens": c.tokens, "days": c.days, "line": lines.get(key)}
+            for key, c in found.items()
         ]
         print(json_text({"accelerator": accelerator.name, "gpus": gpus, "left": rows}))
         return
@@ -144,6 +157,4 @@ def _plan(args: Reproduce, studies: list[Study]) -> None:
     show(table)
     if args.scale == "paper":
         say("each by one of these lines; then run this command again to measure and report:")
-        for cost in found.values():
-            print(cost.line)
-    sys.stdout.flush()
+        print("\n".join(lines.values()), flush=True)

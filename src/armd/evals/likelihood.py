@@ -21,6 +21,7 @@ from armd.objective import any_order_nll, nll
 from armd.orders import Order, generator
 
 
+@typing.runtime_checkable
 class Texts(typing.Protocol):
     """Texts of `length` tokens to score, as of `armd.data.TokenDataset`."""
 

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from armd.data import TokenDataset
 from armd.errors import UserError
-from armd.evals.likelihood import draws_of, orders_of
+from armd.evals.likelihood import Texts, draws_of, orders_of
 from armd.model import Armd
 from armd.objective import CHUNK_LOGITS, nll, row_nll
 from armd.orders import Order
@@ -57,7 +56,7 @@ class Meter:
 @torch.inference_mode()
 def read_meter(
     model: Armd,
-    dataset: TokenDataset,
+    dataset: Texts,
     streams: int,
     *,
     order: str = "",
@@ -74,7 +73,7 @@ def read_meter(
         return _read(model, dataset, streams, order or f"strided:{streams}", texts, batch_size, seed)
 
 
-def _read(model: Armd, dataset: TokenDataset, streams: int, name: str, texts: int, batch_size: int, seed: int) -> Meter:
+def _read(model: Armd, dataset: Texts, streams: int, name: str, texts: int, batch_size: int, seed: int) -> Meter:
     N, texts = dataset.length, min(texts, dataset.eval_windows())
     totals, counts = torch.zeros(4, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
     for first in range(0, texts, batch_size):
@@ -187,7 +186,7 @@ class Offer:
 
 def choose_streams(
     model: Armd,
-    dataset: TokenDataset,
+    dataset: Texts,
     budget: float,
     *,
     candidates: Sequence[int] = CANDIDATES,

@@ -2,12 +2,13 @@
 
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
 from armd.reproduce.experiments import EXPERIMENTS
-from armd.reproduce.farm import train_all
-from armd.reproduce.run import costs, publish, report
+from armd.reproduce.farm import distinct, line, train_all
+from armd.reproduce.run import Cost, costs, publish, report
 from armd.reproduce.study import Run, Study
 
 __all__ = [
     "EXPERIMENTS",
+    "Cost",
     "Experiment",
     "Figure",
     "Model",
@@ -18,6 +19,8 @@ __all__ = [
     "Table",
     "Target",
     "costs",
+    "distinct",
+    "line",
     "publish",
     "report",
     "train_all",

@@ -18,9 +18,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from armd.bench.timing import commit, machine
 from armd.errors import TrainingStopped
-from armd.files import write_json
-from armd.reproduce.study import DONE, Run
+from armd.files import read_json, write_json
+from armd.reproduce.study import Run
 from armd.train.config import to_json
+from armd.train.folder import DONE
 from armd.train.log import read_metrics
 from armd.train.signals import interruptible
 
@@ -37,10 +38,12 @@ class Worker:
     task: TaskID
 
 
-def command(run: Run, data: Path) -> list[str]:
-    """The words after `armd` that train a run, or go on with it; its config lies beside its folder."""
+def command(run: Run, data: Path, at_once: int = 1) -> list[str]:
+    """The words after `armd` that train a run, or go on with it; its config lies beside its folder, with its origin."""
     path = run.folder.with_suffix(".json")
-    write_json(path, {"name": run.name, "config": to_json(run.config)})
+    before = read_json(path)["commits"] if path.exists() else []
+    made = {"commits": sorted({*before, str(commit())}), "machine": machine(torch.device("cpu")), "at_once": at_once}
+    write_json(path, {"name": run.name, "seed": run.seed, **made, "config": to_json(run.config)})
     words = ["train", str(path), "--data", str(data), "--out", str(run.folder)]
     return words + ["--resume"] * (run.folder / "run.json").exists()
 
@@ -55,13 +58,16 @@ def distinct(runs: Sequence[Run]) -> list[Run]:
     return list({run.key: run for run in runs if not run.finished}.values())
 
 
-def train_all(runs: Sequence[Run], data: Path, jobs: int) -> None:
+def train_all(runs: Sequence[Run], data: Path, jobs: int) -> list[str]:
     """Train what is not there yet, `jobs` at a time, the cores divided among them.
 
+    Returns:
+        What went wrong: a line for each run that ended early, and for those that would have started from it.
+
     Raises:
-        TrainingStopped: it was interrupted, or a run ended early; all that run have saved where they are.
+        TrainingStopped: it was interrupted; all that ran have saved where they are.
     """
-    waiting, working = distinct(runs), list[Worker]()
+    waiting, working, faults = distinct(runs), list[Worker](), list[str]()
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress, interruptible() as interrupted:
         whole = progress.add_task("models", total=len(waiting), told="")
@@ -71,12 +77,16 @@ def train_all(runs: Sequence[Run], data: Path, jobs: int) -> None:
                     if len(working) < jobs:
                         waiting.remove(run)
                         working.append(_start(run, data, jobs, progress))
+                if not working:
+                    return faults + [
+                        f"{run.name}, seed {run.seed}, has no {run.config.init} to start from" for run in waiting
+                    ]
                 time.sleep(POLL)
                 for worker in list(working):
                     _show(worker, progress)
                     if worker.process.poll() is not None:
                         working.remove(worker)
-                        _finish(worker, jobs)
+                        faults += _finish(worker)
                         progress.remove_task(worker.task)
                         progress.advance(whole)
                 if interrupted:
@@ -86,6 +96,7 @@ def train_all(runs: Sequence[Run], data: Path, jobs: int) -> None:
                 worker.process.terminate()
             for worker in working:
                 worker.process.wait()
+    return faults
 
 
 def _there(folder: str) -> bool:
@@ -93,7 +104,7 @@ def _there(folder: str) -> bool:
 
 
 def _start(run: Run, data: Path, jobs: int, progress: Progress) -> Worker:
-    words, log = command(run, data), run.folder.with_suffix(".log")
+    words, log = command(run, data, jobs), run.folder.with_suffix(".log")
     threads = max((os.cpu_count() or 1) // jobs, 1)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("ab") as told:
@@ -113,12 +124,11 @@ def _show(worker: Worker, progress: Progress) -> None:
         progress.update(worker.task, completed=records[-1]["step"], told=told)
 
 
-def _finish(worker: Worker, jobs: int) -> None:
+def _finish(worker: Worker) -> list[str]:
+    """Clear up after a process that ended; what it died of, if it did."""
     run = worker.run
     if worker.process.returncode:
         lines = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
-        raise TrainingStopped(f"{run.name}, seed {run.seed}, ended early: {lines[-1]} (all of it: {worker.log})")
+        return [f"{run.name}, seed {run.seed}, ended early: {lines[-1]} (all of it: {worker.log})"]
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # the model stays, what resuming needs may go
-    seconds = max((record.get("seconds", 0.0) for record in read_metrics(run.folder)), default=0.0)
-    made = {"commit": commit(), "machine": machine(torch.device("cpu")), "at_once": jobs, "seconds": seconds}
-    write_json(run.folder / DONE, {"name": run.name, "seed": run.seed, **made})
+    return []

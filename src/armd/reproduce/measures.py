@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from armd.chart import Series, drawing, finite_points, look, picture
@@ -10,13 +12,14 @@ from armd.decode import generate
 from armd.evals import SETS, evaluate, pack, read_meter, read_set, zero_shot, zero_shot_protocol
 from armd.evals.zeroshot import PACKINGS
 from armd.model import Armd
+from armd.reproduce.experiment import Target
 from armd.reproduce.study import Run, Study
 
 
 def scores(study: Study, run: Run, *, orders: str, texts: int = 512) -> list[dict[str, Any]]:
     """Held-out likelihood by order, in float32; see `evals.evaluate`."""
     model, _ = run.load()
-    return [asdict(score) for score in evaluate(model, study.dataset(run), orders.split(","), texts=texts)]
+    return [asdict(score) for score in evaluate(model, study.dataset(run, texts), orders.split(","), texts=texts)]
 
 
 def score(study: Study, run: Run, order: str, texts: int = 512) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def meter(study: Study, run: Run, *, streams: int, texts: int = 64) -> dict[str,
     """The likelihood meter of a number of streams; see `evals.read_meter`."""
     model, _ = run.load()
     assert isinstance(model, Armd)
-    return asdict(read_meter(model, study.dataset(run), streams, texts=texts))
+    return asdict(read_meter(model, study.dataset(run, texts), streams, texts=texts))
 
 
 def exact_writing(study: Study, run: Run, *, streams: int, texts: int = 8) -> dict[str, Any]:
@@ -50,14 +53,30 @@ def exact_writing(study: Study, run: Run, *, streams: int, texts: int = 8) -> di
     }
 
 
-def zero_shot_scores(study: Study, run: Run, *, name: str, order: str, texts: int = 512) -> dict[str, Any]:
-    """Perplexity on another data set, protocol `sedd` of the paper's table, with its protocol line."""
+def zero_shot_scores(
+    study: Study, run: Run, *, data: str, order: str, content: str, texts: int = 512
+) -> dict[str, Any]:
+    """Perplexity on another data set, whose files have the hash `content`: protocol `sedd`, as the paper's table."""
     model, tokenizer = run.load()
     length = run.config.text_length
-    chunks = pack(read_set(name, None, study.sets), SETS[name][1], tokenizer, PACKINGS["sedd"], length)
-    found = next(iter(zero_shot(model, name, chunks, [order], texts=texts)))
-    protocol = zero_shot_protocol(name, None, "sedd", tokenizer, chunks, texts)
+    chunks = pack(read_set(data, None, study.sets), SETS[data][1], tokenizer, PACKINGS["sedd"], length)
+    found = next(iter(zero_shot(model, data, chunks, [order], texts=texts)))
+    protocol = zero_shot_protocol(data, None, "sedd", tokenizer, chunks, texts)
     return {"word_perplexity": found.word_perplexity, **asdict(found.score), "protocol": protocol.line}
+
+
+def held_out(texts: int) -> str:
+    """The terms of held-out numbers, for a note."""
+    return f"held-out documents, {texts:,} windows at equal distances in the split, every token scored"
+
+
+def ratio_target(claim: str, ratios: Sequence[float], bar: float, *, least: bool = False) -> Target:
+    """A target on ratios, one a seed, that are to be at most (or at least) the bar."""
+    if not ratios:
+        return Target(claim, "a model is missing", None)
+    good = [ratio >= bar if least else ratio <= bar for ratio in ratios]
+    told = f"{fmean(ratios):.3f} times" + f" ({', '.join(f'{r:.3f}' for r in ratios)})" * (len(ratios) > 1)
+    return Target(claim, told, all(good) if all(good) == any(good) else None)
 
 
 def parameters(study: Study, run: Run) -> int:

@@ -11,13 +11,13 @@ from typing import Any
 from armd.files import write_json, write_text
 from armd.reproduce.experiment import Table
 
-MET = {True: "met", False: "missed", None: "not measured"}
+MET = {True: "met", False: "missed", None: "open"}
 
 HEAD = """# Results
 
-What `armd reproduce` found; nothing here was written by hand. Figures are means over the seeds with half the distance
-between the least and the greatest; perplexities and losses come from texts that no model was trained on. A target that
-was missed says so.
+What `armd reproduce` found; nothing here was written by hand. Figures are means over the seeds, with half the distance
+between the least and the greatest, which for two seeds is no standard error; perplexities and losses come from
+documents that no model was trained on. A target is met if it is met with every seed, missed if with none, else open.
 """
 
 
@@ -42,6 +42,8 @@ def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]], ahead: Tab
     parts = [HEAD, _targets(sections)]
     for name, record in sections.items():
         section = record["section"]
+        for old in folder.glob(f"{name}-*.svg"):
+            old.unlink()
         for i, figure in enumerate(section["figures"]):
             write_text(folder / f"{name}-{i + 1}.svg", figure["svg"])
         kept = [{key: figure[key] for key in ("title", "tells")} for figure in section["figures"]]
@@ -54,35 +56,32 @@ def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]], ahead: Tab
 
 def _targets(sections: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
-        [f"[{record['title']}](#{_anchor(record['title'])})", t["claim"], t["found"], MET[t["met"]]]
+        [record["title"], t["claim"], t["found"], MET[t["met"]]]
         for record in sections.values()
         for t in record["section"]["targets"]
     ]
     return _table(("experiment", "target", "found", ""), rows) if rows else ""
 
 
-def _anchor(title: str) -> str:
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
 def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
     section = record["section"]
-    out = [f"## {record['title']}\n", f"{record['question']}\n"]
+    out = [f"## {_plain(record['title'])}\n", f"{_plain(record['question'])}\n"]
     if section["text"]:
         out.append(f"{section['text']}\n")
     for i, figure in enumerate(section["figures"]):
         out.append(f"![{_plain(figure['title'])}: {_plain(figure['tells'])}]({folder}/{name}-{i + 1}.svg)\n")
     for table in section["tables"]:
-        out += [f"**{table['title']}**\n", _table(table["columns"], table["rows"])]
+        out += [f"**{_plain(table['title'])}**\n", _table(table["columns"], table["rows"])]
         out += _notes(table["notes"])
     for target in section["targets"]:
-        out.append(f"* {target['claim']}: **{MET[target['met']]}**. {target['found']}")
-    machine, made = record["machine"], f"`{record['command']}`, commit {record['commit']}"
+        out.append(f"* {_plain(target['claim'])}: **{MET[target['met']]}**. {_plain(target['found'])}")
+    machine, data = record["machine"], record["data"]
+    made = f"`{record['command']}`, commit {record['commit']}, models of {', '.join(record['trained_at'])}"
     where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
-    seeds = ", ".join(map(str, record["seeds"]))
+    seeds, corpus = ", ".join(map(str, record["seeds"])), f"data {data['digest'][:12]} ({data['tokenizer']})"
     out.append(
-        f"\n<sub>Made with {made}, seeds {seeds}; {where}; training took {record['hours']:.1f} hours of its models' "
-        f"time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
+        f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {where}; training took {record['hours']:.1f} hours of its "
+        f"models' time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
     )
     return "\n".join(out)
 
@@ -98,4 +97,4 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _plain(text: object) -> str:
     """Text that cannot end a cell or a link."""
-    return re.sub(r"([|\[\]<>])", r"\\\1", str(text).replace("\n", " ")) if "](" not in str(text) else str(text)
+    return re.sub(r"([|\[\]<>])", r"\\\1", str(text).replace("\n", " "))

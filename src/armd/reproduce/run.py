@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from armd.bench.timing import provenance
+from armd.data import Manifest
 from armd.errors import UserError
 from armd.files import read_json, write_json
 from armd.gpus import GPUS, Accelerator
 from armd.plan import Machine, plan
 from armd.quantities import count
 from armd.reproduce.experiment import Experiment, Section, Setting, Table
-from armd.reproduce.farm import distinct, line
+from armd.reproduce.farm import distinct
 from armd.reproduce.page import write_page
 from armd.reproduce.study import Run, Study
 
@@ -25,17 +26,19 @@ def report(study: Study, command: str) -> Section:
     """Measure the trained models of a study and keep the section, with where it comes from, in OUT/sections."""
     experiment = study.experiment
     section = experiment.report(study)
-    runs = [run for run in study.all_runs() if run.finished]
-    done = [read_json(run.folder / "done.json") for run in {run.key: run for run in runs}.values()]
+    runs = list({run.key: run for run in study.all_runs() if run.finished}.values())
+    origins = [read_json(run.folder.with_suffix(".json")) for run in runs]
+    manifest = Manifest.load(study.data)
     record = {
         "name": experiment.name,
         "title": experiment.title,
         "question": experiment.question,
         **provenance(command, torch.device("cpu")),
-        "trained_at": sorted({str(values["commit"]) for values in done}),
+        "trained_at": sorted({commit for origin in origins for commit in origin["commits"]}),
+        "data": {"tokenizer": manifest.tokenizer, "vocab_size": manifest.vocab_size, "digest": manifest.digest},
         "scale": study.scale,
         "seeds": sorted({run.seed for run in runs}),
-        "hours": sum(values["seconds"] for values in done) / 3600,
+        "hours": sum(run.seconds for run in runs) / 3600,
         "models": [_model(run) for run in runs],
         "section": dataclasses.asdict(section),
     }
@@ -91,12 +94,11 @@ def paper_plan(experiments: Iterable[Experiment]) -> Table:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What is left to train of one model: tokens, days on the planned machine, and the line that does it."""
+    """What is left to train of one model: tokens, and days on the planned machine."""
 
     run: Run
     tokens: int
     days: float
-    line: str
 
 
 def costs(study: Study, accelerator: Accelerator, gpus: int, utilisation: float) -> list[Cost]:
@@ -104,5 +106,5 @@ def costs(study: Study, accelerator: Accelerator, gpus: int, utilisation: float)
     found = []
     for run in distinct(study.all_runs()):
         budget = plan(run.config, Machine(accelerator, gpus, utilisation), [run.config.max_steps])["budgets"][0]
-        found.append(Cost(run, budget["tokens"], budget["seconds"] / 86400, line(run, study.data, gpus)))
+        found.append(Cost(run, budget["tokens"], budget["seconds"] / 86400))
     return found

@@ -3,52 +3,65 @@
     OUT/runs/HASH/       a model: the run folder of `armd train`, without its checkpoints once it is finished
     OUT/figures/HASH     what one function found in one model
 
-A model's hash is that of its config, its data and its parent; a figure's that of its model, its function's source and
-options. So any command can be stopped and started again, experiments share models, and a changed recipe or measure is
-made anew while all others stay.
+A model's hash is that of its config, its data and its parent; a figure's that of the model's weights, of the function
+as it is in memory, with the helpers and constants of its module, and of its options. So any command can be stopped and
+started again, experiments share models, and a changed recipe or measure is made anew while all others stay. What a
+measure calls in other modules is not in the hash: remove OUT/figures after a change there.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from armd import checkpoint
+from armd.bench.timing import commit
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
 from armd.files import read_json, write_json
 from armd.model import Transformer
 from armd.reproduce.experiment import Experiment, Scale, Setting
-from armd.train import TrainConfig
+from armd.train import TrainConfig, load_config
 from armd.train.config import EXECUTION, to_json
+from armd.train.folder import DONE
 from armd.train.log import read_metrics
-
-DONE = "done.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model with one seed, trained or to be trained."""
+    """One model with one seed, trained or to be trained; `before` are the tokens its parent was trained on."""
 
     name: str
     seed: int
     config: TrainConfig
     key: str
     folder: Path
+    before: int = 0
 
     @property
     def finished(self) -> bool:
-        return (self.folder / DONE).exists()
+        """Whether it is there; a run of the same key with another config, as by a changed default, is refused."""
+        if not ((self.folder / DONE).exists() and (self.folder / "model.safetensors").exists()):
+            return False
+        own, found = ({**to_json(c), "init": ""} for c in (self.config, load_config(self.folder)))
+        changed = sorted(name for name in own.keys() - set(EXECUTION) if own[name] != found[name])
+        if changed:
+            raise UserError(f"{self.folder} was trained with other values of {', '.join(changed)}: remove it")
+        return True
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole run."""
-        return self.config.max_steps * self.config.batch_size * self.config.text_length
+        """Tokens it has been trained on, its parent's included."""
+        return self.before + self.config.max_steps * self.config.batch_size * self.config.text_length
 
     @property
     def valid(self) -> dict[str, float]:
@@ -59,6 +72,16 @@ class Run:
         """Tokens trained on, and the validation after them."""
         each = self.config.batch_size * self.config.text_length
         return [(r["step"] * each, r["valid"]) for r in read_metrics(self.folder) if "valid" in r]
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the trained weights."""
+        return hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest()
+
+    @property
+    def seconds(self) -> float:
+        """Time the run took, without its parent's."""
+        return max((record.get("seconds", 0.0) for record in read_metrics(self.folder)), default=0.0)
 
     def load(self) -> tuple[Transformer, Tokenizer]:
         model, tokenizer = checkpoint.load(self.folder)
@@ -98,6 +121,8 @@ class Study:
             waiting = {name: model for name, model in models.items() if not 0 < model.seeds <= place}
             while waiting:
                 ready = [name for name, model in waiting.items() if not model.parent or model.parent in made]
+                if not ready:
+                    raise UserError(f"{self.experiment.name}: {', '.join(waiting)} have no parent with seed {seed}")
                 for name in ready:
                     model = waiting.pop(name)
                     parent = made.get(model.parent)
@@ -112,29 +137,77 @@ class Study:
     def _run(self, name: str, config: TrainConfig, digest: str, parent: Run | None) -> Run:
         values = {key: value for key, value in _changed(config).items() if key not in (*EXECUTION, "init")}
         key = _hash([values, digest, parent.key if parent else None])
+        if config.init:
+            raise UserError(f"{self.experiment.name}: {name} sets init; name a parent instead")
+        before = parent.tokens if parent else 0
         if parent:
-            config = replace(config, init=str(parent.folder))
-        return Run(name, config.seed, config, key, self.out / "runs" / key)
+            config = replace(config, init=str(parent.folder.resolve()))
+        return Run(name, config.seed, config, key, self.out / "runs" / key, before)
 
-    def dataset(self, run: Run) -> TokenDataset:
-        """The held-out texts of a run's length."""
-        return TokenDataset(self.data, "valid", run.config.text_length)
+    def dataset(self, run: Run, texts: int) -> Spread:
+        """Held-out texts of a run's length, `texts` of them, from all of the split."""
+        return Spread(TokenDataset(self.data, "valid", run.config.text_length), texts)
 
     def measure(self, run: Run, function: Callable[..., Any], **options: Any) -> Any:
         """`function(study, run, **options)`, JSON values, looked up where it was made before."""
         name = f"{function.__module__}.{function.__qualname__}"
-        key = _hash([run.key, name, inspect.getsource(function), {k: str(v) for k, v in options.items()}])
+        told = {key: str(value) for key, value in options.items()}
+        key = _hash([run.weights, run.key, name, fingerprint(function), told])
         path = self.out / "figures" / f"{key}.json"
         if not path.exists():
-            told = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
-            self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {told}".rstrip())
+            shown = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
+            self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
             found = function(self, run, **options)
-            write_json(path, {"run": run.key, "function": name, "options": options, "found": found})
+            write_json(path, {"run": run.key, "function": name, "options": told, "commit": commit(), "found": found})
         return read_json(path)["found"]
 
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
         """`measure` of every finished run of a model."""
         return [self.measure(run, function, **options) for run in self.runs(name)]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Texts at equal distances in a split, as the first ones may all be of one book: what `evals.evaluate` reads."""
+
+    whole: TokenDataset
+    texts: int
+
+    @property
+    def length(self) -> int:
+        return self.whole.length
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.whole.bytes_per_token
+
+    def eval_windows(self) -> int:
+        return min(self.texts, self.whole.eval_windows())
+
+    def eval_batch(self, start: int, count: int) -> Tensor:
+        places = (i * self.whole.eval_windows() // self.eval_windows() for i in range(start, start + count))
+        return torch.cat([self.whole.eval_batch(place, 1) for place in places])
+
+
+def fingerprint(function: Callable[..., Any]) -> str:
+    """A hash of what a function does: its bytecode, and that of helpers and the constants of its module it names."""
+    assert isinstance(function, FunctionType)
+    seen: dict[str, Any] = {}
+
+    def look(code: CodeType, scope: dict[str, Any]) -> list[Any]:
+        for name in code.co_names:
+            value = scope.get(name)
+            if name in seen:
+                continue
+            if isinstance(value, FunctionType) and value.__module__ == function.__module__:
+                seen[name] = None  # before looking: it may call itself
+                seen[name] = look(value.__code__, scope)
+            elif isinstance(value, int | float | str | tuple):
+                seen[name] = repr(value)
+        constants = [look(c, scope) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+        return [code.co_code.hex(), code.co_names, constants]
+
+    return _hash([look(function.__code__, function.__globals__), sorted(seen.items())])
 
 
 def _changed(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from itertools import pairwise
 from statistics import fmean
@@ -12,7 +13,7 @@ from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
-from armd.reproduce.measures import svg
+from armd.reproduce.measures import ratio_target, svg
 from armd.reproduce.page import spread
 from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
@@ -99,12 +100,13 @@ def report(study: Study) -> Section:
     for name in dict.fromkeys(name for name, _ in found):
         cells = [_cell(found.get((name, each), [])) for each in SHARES]
         rows.append([name, *cells])
-    protocols = dict.fromkeys(row["protocol"] for seeds in found.values() for row in seeds[0][:1])
+    protocols = [row["protocol"] for seeds in found.values() for row in seeds[0][:1]]
+    notes = [f"i_SBP: steps of strided fine-tuning, above those of the others; {JUDGE}: trained on the same documents"]
     ours = Table(
         "Ours: generative perplexity (entropy in nats) at temperature 1, by tokens a step",
         ("model", *(f"{each} ({'T = N' if each == 1 else f'T = N/{each}'})" for each in SHARES)),
         rows,
-        list(protocols),
+        [*dict.fromkeys(protocols), *notes],
     )
     paper = Table(
         "The paper: N = 1,024, under gpt2-large",
@@ -148,38 +150,54 @@ def _line(seeds: list[list[dict[str, Any]]]) -> list[tuple[float, float]]:
 
 
 def at_entropy(line: list[tuple[float, float]], entropy: float) -> float | None:
-    """The perplexity of a frontier at an entropy, between its marks on a straight line; None outside them."""
+    """Log perplexity of a frontier at an entropy, between its marks on a straight line; None outside them.
+
+    Perplexity grows about exponentially with entropy: a chord of it, not of its logarithm, would lie far too high.
+    """
     points = sorted(line)
     for (low, first), (high, second) in pairwise(points):
         if low <= entropy <= high:
-            return first + (second - first) * (entropy - low) / ((high - low) or 1.0)
+            share = (entropy - low) / ((high - low) or 1.0)
+            return math.log(first) + math.log(second / first) * share
     return None
 
 
+def ratio_at_equal_entropy(line: list[tuple[float, float]], own: list[tuple[float, float]]) -> float | None:
+    """How many times the perplexity of one frontier is that of another, at the marks of both that lie within the other.
+
+    The geometric mean; None if there are fewer than two such marks.
+    """
+    logs = [at - math.log(y) for x, y in own if (at := at_entropy(line, x)) is not None]
+    logs += [math.log(y) - at for x, y in line if (at := at_entropy(own, x)) is not None]
+    return math.exp(fmean(logs)) if len(logs) > 1 else None
+
+
 def _targets(found: dict[tuple[str, int], list[list[dict[str, Any]]]], best: str) -> list[Target]:
-    """At the entropies of the sequential texts that all writers compared reach."""
-    lines = {key: _line(seeds) for key, seeds in found.items()}
-    own = lines.get((best, 1))
     targets = []
     for each in SHARES[1:]:
         claim = f"{each} tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy"
-        targets.append(_compared(claim, lines.get((best, each)), own, 1.1, least=False))
+        targets.append(_compared(claim, found, (best, each), (best, 1), 1.1, least=False))
     for each in SHARES:
         claim = f"MDLM at {each} a step at least 1.5 times the perplexity of ARMD at {each}, at equal entropy"
-        targets.append(_compared(claim, lines.get(("MDLM", each)), lines.get((best, each)), 1.5, least=True))
+        targets.append(_compared(claim, found, ("MDLM", each), (best, each), 1.5, least=True))
     return targets
 
 
 def _compared(
-    claim: str, line: list[tuple[float, float]] | None, own: list[tuple[float, float]] | None, bar: float, least: bool
+    claim: str,
+    found: dict[tuple[str, int], list[list[dict[str, Any]]]],
+    one: tuple[str, int],
+    other: tuple[str, int],
+    bar: float,
+    least: bool,
 ) -> Target:
-    """The ratio of two frontiers, mean over the marks of the second that lie within the first."""
-    ratios = [other / y for x, y in own or [] if (other := at_entropy(line or [], x)) is not None]
-    if not ratios:
-        return Target(claim, "no entropy that both reach" if own and line else "a model is missing", None)
-    ratio = fmean(ratios)
-    told = f"{ratio:.3f} times, at {len(ratios)} entropies"
-    return Target(claim, told, ratio >= bar if least else ratio <= bar)
+    """A target on two frontiers, seed by seed."""
+    pairs = list(zip(found.get(one, []), found.get(other, []), strict=False))
+    ratios = [ratio_at_equal_entropy(_line([a]), _line([b])) for a, b in pairs]
+    known = [ratio for ratio in ratios if ratio is not None]
+    if pairs and not known:
+        return Target(claim, "they share no range of entropies", None)
+    return ratio_target(claim, known, bar, least=least)
 
 
 TABLE2 = Experiment(
