@@ -54,8 +54,12 @@ def line(run: Run, data: Path, gpus: int) -> str:
 
 
 def distinct(runs: Sequence[Run]) -> list[Run]:
-    """The runs that are not there yet, each once."""
-    return list({run.key: run for run in runs if not run.finished}.values())
+    """The runs that are not there yet, each once, under the first of its names."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        if not run.finished:
+            found.setdefault(run.key, run)
+    return list(found.values())
 
 
 def train_all(runs: Sequence[Run], data: Path, jobs: int) -> list[str]:
@@ -78,9 +82,7 @@ def train_all(runs: Sequence[Run], data: Path, jobs: int) -> list[str]:
                         waiting.remove(run)
                         working.append(_start(run, data, jobs, progress))
                 if not working:
-                    return faults + [
-                        f"{run.name}, seed {run.seed}, has no {run.config.init} to start from" for run in waiting
-                    ]
+                    return faults + [f"{run.name}, seed {run.seed}, has no model to start from" for run in waiting]
                 time.sleep(POLL)
                 for worker in list(working):
                     _show(worker, progress)
