@@ -89,6 +89,22 @@ def test_record_without_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "fp32, batch 2, N = 8" in names and "exact" in names and "streams S →" in names
 
 
+@pytest.mark.usefixtures("no_transformers")
+def test_a_bench_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "decode.json"
+    whole, _ = run([*WORDS, "--out", str(out)], capsys)
+    part = {**whole, "rows": [row for row in whole["rows"] if row["dtype"] == "fp32"]}
+    out.write_text(json.dumps(part))
+    again, _ = run([*WORDS, "--out", str(out), "--resume"], capsys)
+    keys = [(row["dtype"], row["what"], row["mode"], row["streams"]) for row in whole["rows"]]
+    assert [(row["dtype"], row["what"], row["mode"], row["streams"]) for row in again["rows"]] == keys
+    old, new = ([row["seconds"] for row in r["rows"] if row["dtype"] == "fp32"] for r in (whole, again))
+    assert old == new and all(row["date"] and "commit" in row for row in again["rows"])
+    assert again["rows"][0]["seconds"] != whole["rows"][0]["seconds"]
+    assert main([*WORDS, "--out", str(out), "--resume", "--seed", "1"]) == 2
+    assert "of another shape, seed or processor" in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore")  # the library's own
 def test_hugging_face_is_the_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,8 @@ class DecodeBench:
     """Texts of 32 tokens, one round, to see that it works."""
     out: Path | None = None
     """Write the record here, after every group of (dtype, batch, length)."""
+    resume: bool = False
+    """Keep the groups that the record in --out holds, each with its commit and date, and time the others."""
     plot: Path | None = None
     """Write the plot here; default: beside the record, as .svg."""
     json: bool = False
@@ -200,6 +202,7 @@ def decoding(
     device: torch.device,
     command: str,
     tell: Callable[[str], object] = lambda text: None,
+    before: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Time all jobs; yields the record so far after every group of (dtype, batch, length).
 
@@ -207,6 +210,10 @@ def decoding(
         config: the shape; its query kind, two-stream layers and longest text follow the options.
         command: what the record says it was made with.
         tell: gets a line before each job.
+        before: a record whose groups stay as they are.
+
+    Raises:
+        UserError: `before` is of another shape, seed or processor.
     """
     config = dataclasses.replace(
         config,
@@ -225,10 +232,17 @@ def decoding(
         "bandwidth_bytes_per_second": bandwidth(device),
         "rows": [],
     }
+    kept = _keep(before, record) if before else {}
     for dtype in options.dtype:
-        models = _models(config, DTYPES[dtype], device, options.seed, record)
+        models: dict[str, nn.Module] = {}
         for batch, length in itertools.product(options.batch, options.length):
-            group = {"dtype": dtype, "batch": batch, "length": length}
+            if (dtype, batch, length) in kept:
+                record["rows"] += kept[dtype, batch, length]
+                yield record
+                continue
+            models = models or _models(config, DTYPES[dtype], device, options.seed, record)
+            made = {name: provenance(command, device)[name] for name in ("commit", "date")}
+            group = {"dtype": dtype, "batch": batch, "length": length, **made}
             where = f"{dtype}, batch {batch}, N = {length}: "
             tokens = length if options.tokens == "full" else options.tokens
             entries, short = (
@@ -249,6 +263,22 @@ def decoding(
             for row in record["rows"]:
                 _add_floor(row, record["bandwidth_bytes_per_second"])
             yield record
+
+
+def _keep(before: Mapping[str, Any], record: dict[str, Any]) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
+    """The rows of an earlier record by group, if it is one of the same things on the same processor."""
+    shape, cpu = before["shape"], before["machine"]["cpu"]
+    other = any(record["shape"].get(name) != value for name, value in shape.items())
+    if other or before["seed"] != record["seed"] or cpu != record["machine"]["cpu"]:
+        raise UserError("the record to go on with is of another shape, seed or processor: give another --out")
+    record |= {name: before[name] for name in ("reference", "absent", "parameters", "weight_bytes")}
+    speeds = before["bandwidth_bytes_per_second"], record["bandwidth_bytes_per_second"]
+    record["bandwidth_bytes_per_second"] = max(speeds)
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for row in before["rows"]:
+        made = {name: row.get(name, before[name]) for name in ("commit", "date")}
+        groups.setdefault((row["dtype"], row["batch"], row["length"]), []).append({**row, **made})
+    return groups
 
 
 def _models(

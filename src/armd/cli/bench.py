@@ -14,7 +14,7 @@ from rich.table import Table
 
 from armd import bench
 from armd.cli.terminal import say
-from armd.files import json_text, write_json, write_text
+from armd.files import json_text, read_json, write_json, write_text
 from armd.model import Armd
 from armd.presets import get_preset
 from armd.request import make_request
@@ -86,7 +86,8 @@ def run_bench_decode(args: bench.DecodeBench) -> None:
     plot = args.plot or (args.out.with_suffix(".svg") if args.out else None)
     command = shlex.join(["armd", *sys.argv[1:]])
     with _status() as tell:
-        for record in bench.decoding(args, model, device, command, tell):
+        before = read_json(args.out) if args.resume and args.out and args.out.exists() else None
+        for record in bench.decoding(args, model, device, command, tell, before):
             if args.out:
                 write_json(args.out, record)
             if plot:
