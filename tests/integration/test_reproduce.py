@@ -82,7 +82,7 @@ def train_here(runs: list[Run], data: Path) -> None:
 def test_a_model_is_known_by_all_that_makes_it(data: Path, tmp_path: Path) -> None:
     def key(model: Model, folder: Path = data, parent: str = "p") -> str:
         models = {"p": Model(little()), "other": Model(little(batch_size=4)), "m": replace(model, parent=parent)}
-        return next(r.key for r in Study(experiment(**models), tmp_path, folder).all_runs() if r.name == "m")
+        return next(r.key for r in Study(experiment(**models), tmp_path, folder).all_runs if r.name == "m")
 
     own = key(Model(little()))
     assert key(Model(little(device="cpu", log_every=3, keep_last=5))) == own  # how it is executed does not count
@@ -97,11 +97,11 @@ def test_seeds_parents_and_shared_models(data: Path, tmp_path: Path) -> None:
         "a", tuned=Model(little(batch_size=4), parent="base"), base=Model(little()), once=Model(little(), seeds=1)
     )
     b = experiment("b", other_name=Model(little()))
-    runs = Study(a, tmp_path, data, seeds=(0, 1)).all_runs()
+    runs = Study(a, tmp_path, data, seeds=(0, 1)).all_runs
     assert [(r.name, r.seed) for r in runs] == [("base", 0), ("once", 0), ("tuned", 0), ("base", 1), ("tuned", 1)]
     assert runs[2].config.init == str(runs[0].folder) and runs[4].config.init == str(runs[3].folder)
     assert len({r.key for r in runs}) == 4  # once is base under another name
-    assert Study(b, tmp_path, data, seeds=(0,)).all_runs()[0].folder == runs[0].folder
+    assert Study(b, tmp_path, data, seeds=(0,)).all_runs[0].folder == runs[0].folder
 
 
 def test_training_goes_on_and_nothing_is_trained_twice(
@@ -110,23 +110,23 @@ def test_training_goes_on_and_nothing_is_trained_twice(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     toy = experiment(base=Model(little()), tuned=Model(little(max_steps=2), parent="base"))
     study = Study(toy, tmp_path, data, seeds=(0,))
-    base, tuned = study.all_runs()
+    base, tuned = study.all_runs
     train(replace(base.config, max_steps=4), data, base.folder, quiet=True)
     (base.folder / DONE).unlink()  # as if it was stopped before it was done
-    train_all(study.all_runs(), data, jobs=2)
+    train_all(study.all_runs, data, jobs=2)
     assert base.finished and tuned.finished and not (base.folder / "checkpoints").exists()
     assert json.loads(base.folder.with_suffix(".json").read_text())["at_once"] == 2
     assert tuned.tokens == (4 + 2) * 2 * 32  # with its parent's
     assert [tokens for tokens, _ in base.curve()] == [2 * 2 * 32, 4 * 2 * 32]
     before = (base.folder / DONE).stat().st_mtime_ns
-    train_all(study.all_runs(), data, jobs=2)
+    train_all(study.all_runs, data, jobs=2)
     assert (base.folder / DONE).stat().st_mtime_ns == before
 
 
 def test_a_run_that_fails_is_named_and_stops_no_other(data: Path, tmp_path: Path) -> None:
     late = Model(little(max_steps=2), parent="bad")
     toy = experiment(bad=Model(little(batch_size=3)), late=late, good=Model(little()))
-    runs = Study(toy, tmp_path, data, seeds=(0,)).all_runs()
+    runs = Study(toy, tmp_path, data, seeds=(0,)).all_runs
     bad, good = (next(run for run in runs if run.name == name) for name in ("bad", "good"))
     bad.folder.mkdir(parents=True)
     (bad.folder / "something").write_text("of somebody else")
@@ -139,14 +139,14 @@ def test_a_run_that_fails_is_named_and_stops_no_other(data: Path, tmp_path: Path
 def test_impossible_parents_are_one_line(data: Path, tmp_path: Path) -> None:
     toy = experiment(tuned=Model(little(), parent="basis"), base=Model(little()))
     with pytest.raises(UserError, match="tuned have no parent with seed 0"):
-        Study(toy, tmp_path, data).all_runs()
+        _ = Study(toy, tmp_path, data).all_runs
     with pytest.raises(UserError, match="name a parent instead"):
-        Study(experiment(tuned=Model(little(init="somewhere"))), tmp_path, data).all_runs()
+        _ = Study(experiment(tuned=Model(little(init="somewhere"))), tmp_path, data).all_runs
 
 
 def test_a_finished_run_of_another_config_is_refused(data: Path, tmp_path: Path) -> None:
     """As by a default that was changed since: no hash shows it."""
-    (run,) = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,)).all_runs()
+    (run,) = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,)).all_runs
     train_here([run], data)
     assert run.finished
     other = replace(run, config=replace(run.config, weighting="late"))
@@ -174,7 +174,7 @@ def counted(study: Study, run: Run, *, power: int) -> int:
 
 def test_a_figure_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,))
-    train_here(study.all_runs(), data)
+    train_here(study.all_runs, data)
     calls.clear()
     assert [study.values("base", counted, power=p) for p in (2, 3, 2)] == [[16], [64], [16]]
     assert calls == [2, 3]
@@ -201,7 +201,7 @@ def test_a_fingerprint_is_of_what_a_function_does() -> None:
 
 def test_held_out_texts_come_from_all_of_the_split(data: Path, tmp_path: Path) -> None:
     study = Study(experiment(base=Model(little())), tmp_path, data, seeds=(0,))
-    run = study.all_runs()[0]
+    run = study.all_runs[0]
     spread, every = study.dataset(run, 3), study.dataset(run, 10**6)
     windows = spread.whole.eval_windows()
     assert windows > 6 and spread.eval_windows() == 3 and every.eval_windows() == windows
@@ -240,7 +240,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     )
     toy = replace(experiment(base=Model(little())), report=lambda study: section)
     study = Study(toy, tmp_path / "out", data, seeds=(0,))
-    train_here(study.all_runs(), data)
+    train_here(study.all_runs, data)
     report(study, "armd reproduce toy")
     page = tmp_path / "results.md"
     assert publish(tmp_path / "out", "small", page, [experiment("absent"), toy]) == ["toy"]
@@ -284,7 +284,7 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(bases, "tiny", shrunken)
     study = Study(EXPERIMENTS[name], tmp_path, data, seeds=(0,))
     assert all(target.met is None for target in EXPERIMENTS[name].report(study).targets)
-    runs = {run.key: run for run in study.all_runs()}
+    runs = {run.key: run for run in study.all_runs}
     train_here(list(runs.values())[:8], data)
     section = report(study, "command")
     cells = [cell for table in section.tables for row in table.rows for cell in row]

@@ -329,7 +329,9 @@ def _modes(options: DecodeBench) -> Iterator[tuple[str, int]]:
     """
     ends = min(options.streams), max(options.streams)
     for mode, streams in itertools.product(options.modes, options.streams):
-        if streams in ends if mode == "sequential" else streams > 1 or mode == options.modes[0]:
+        again = streams == 1 and mode != options.modes[0]
+        between = mode == "sequential" and streams not in ends
+        if not again and not between:
             yield mode, streams
 
 

@@ -64,7 +64,7 @@ def run_reproduce(args: Reproduce) -> None:
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"seeds={args.seeds} and jobs={args.jobs} must be at least 1")
     studies = [_study(args, EXPERIMENTS[name]) for name in names]
-    if args.plan or (args.scale == "paper" and any(not run.finished for s in studies for run in s.all_runs())):
+    if args.plan or (args.scale == "paper" and any(not run.finished for s in studies for run in s.all_runs)):
         _plan(args, studies)
         return
     faults, sections = list[str](), []
@@ -102,7 +102,7 @@ def _study(args: Reproduce, experiment: Experiment) -> Study:
 
 
 def _train(study: Study, args: Reproduce) -> list[str]:
-    left = reproduce.distinct(study.all_runs())
+    left = reproduce.distinct(study.all_runs)
     if not left:
         return []
     say(f"{study.experiment.name}: training {len(left)} models")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -65,7 +65,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Target:
-    """What was to be shown, and what was found; `met` is None where it could not be measured."""
+    """What was to be shown, and what was found; `met` is None where it is not known, or not the same for all seeds."""
 
     claim: str
     found: str
@@ -100,4 +100,4 @@ class Experiment:
     question: str
     models: Callable[[Setting], dict[str, Model]]
     report: Callable[[Study], Section]
-    prepare: Callable[[Path], object] | None = field(default=None)
+    prepare: Callable[[Path], object] | None = None

@@ -26,7 +26,7 @@ def report(study: Study, command: str) -> Section:
     """Measure the trained models of a study and keep the section, with where it comes from, in OUT/sections."""
     experiment = study.experiment
     section = experiment.report(study)
-    runs = list({run.key: run for run in study.all_runs() if run.finished}.values())
+    runs = list({run.key: run for run in study.all_runs if run.finished}.values())
     origins = [read_json(run.folder.with_suffix(".json")) for run in runs]
     manifest = Manifest.load(study.data)
     record = {
@@ -104,7 +104,7 @@ class Cost:
 def costs(study: Study, accelerator: Accelerator, gpus: int, utilisation: float) -> list[Cost]:
     """The plan of every run that is not there yet, by `armd plan`'s arithmetic."""
     found = []
-    for run in distinct(study.all_runs()):
+    for run in distinct(study.all_runs):
         budget = plan(run.config, Machine(accelerator, gpus, utilisation), [run.config.max_steps])["budgets"][0]
         found.append(Cost(run, budget["tokens"], budget["seconds"] / 86400))
     return found

@@ -100,6 +100,7 @@ class Study:
         seeds: numbers of the repetitions.
         sets: folder with the files of the zero-shot sets; None if there is none.
         puzzles: file of test puzzles; None if there is none.
+        say: gets a line before each measurement.
     """
 
     experiment: Experiment
@@ -111,6 +112,7 @@ class Study:
     puzzles: Path | None = None
     say: Callable[[str], object] = field(default=lambda text: None, repr=False)
 
+    @cached_property
     def all_runs(self) -> list[Run]:
         """Every run of the experiment, seed by seed, parents before those that start from them."""
         manifest = Manifest.load(self.data)
@@ -132,7 +134,7 @@ class Study:
 
     def runs(self, name: str) -> list[Run]:
         """The finished runs of a model, by seed."""
-        return [run for run in self.all_runs() if run.name == name and run.finished]
+        return [run for run in self.all_runs if run.name == name and run.finished]
 
     def _run(self, name: str, config: TrainConfig, digest: str, parent: Run | None) -> Run:
         values = {key: value for key, value in _changed(config).items() if key not in (*EXECUTION, "init")}

@@ -55,16 +55,15 @@ def evaluator(config: TrainConfig) -> TrainConfig:
 # ---- measures --------------------------------------------------------------------------------------------------------
 
 
-def texts(study: Study, run: Run, *, each: int, mode: str, temperature: float, judge: str) -> dict[str, Any]:
-    """Texts of one temperature at `each` tokens a step, judged by the evaluator whose key is `judge`."""
-    (reader,) = study.runs(JUDGE)
-    assert reader.key == judge
-    own, said = reader.load()
+def texts(study: Study, run: Run, *, each: int, temperature: float, judge: str) -> dict[str, Any]:
+    """Texts of one temperature at `each` tokens a step, judged by the evaluator whose weights have the hash `judge`."""
+    own, said = study.runs(JUDGE)[0].load()
     length = run.config.text_length
     if run.config.architecture in ("mdlm", "bd3lm"):
         block = run.config.model.block_size if run.config.architecture == "bd3lm" else length
         writing = Writing(length, steps=max(block // each, 1), samples=SAMPLES, rows=SAMPLES)
     else:
+        mode = "parallel" if each > 1 else "sequential"
         writing = Writing(length, streams=each, mode=mode, samples=SAMPLES, rows=SAMPLES)
     model, tokenizer = run.load()
     judging = own_judge(own, said, "our larger AR model")
@@ -73,14 +72,11 @@ def texts(study: Study, run: Run, *, each: int, mode: str, temperature: float, j
     return {**found, "protocol": quality_protocol(model, tokenizer, judging, writing).line}
 
 
-def frontier(study: Study, name: str, each: int, mode: str = "parallel") -> list[list[dict[str, Any]]]:
+def frontiers(study: Study, name: str, each: int) -> list[list[dict[str, Any]]]:
     """The texts of every finished run of a model, temperature by temperature: seeds x temperatures."""
-    judges = study.runs(JUDGE)
-    if not judges:
-        return []
-    options = {"each": each, "mode": mode, "judge": judges[0].key}
     return [
-        [study.measure(run, texts, temperature=temperature, **options) for temperature in TEMPERATURES]
+        [study.measure(run, texts, each=each, temperature=at, judge=judge.weights) for at in TEMPERATURES]
+        for judge in study.runs(JUDGE)
         for run in study.runs(name)
     ]
 
@@ -89,11 +85,9 @@ def frontier(study: Study, name: str, each: int, mode: str = "parallel") -> list
 
 
 def report(study: Study) -> Section:
-    names = [run.name for run in study.all_runs() if run.seed == study.seeds[0] and run.name != JUDGE]
+    names = [run.name for run in study.all_runs if run.seed == study.seeds[0] and run.name != JUDGE]
     found = {
-        (name, each): frontier(study, name, each, "parallel" if each > 1 else "sequential")
-        for name in names
-        for each in (SHARES if name != "AR" else (1,))
+        (name, each): frontiers(study, name, each) for name in names for each in (SHARES if name != "AR" else (1,))
     }
     found = {key: seeds for key, seeds in found.items() if seeds}
     rows = []
@@ -126,11 +120,8 @@ def report(study: Study) -> Section:
 
 def _best(names: list[str]) -> str:
     """The model with the longest fine-tuning of the first rho."""
-    return [name for name in names if name.startswith(names[_first(names)])][-1]
-
-
-def _first(names: list[str]) -> int:
-    return next((i for i, name in enumerate(names) if name.startswith("ARMD")), 0)
+    first = next(name for name in names if name.startswith("ARMD"))
+    return [name for name in names if name.startswith(first)][-1]
 
 
 def _cell(seeds: list[list[dict[str, Any]]]) -> str:
