@@ -32,7 +32,7 @@ def test_the_experiment_measures_what_its_tables_say(tmp_path: Path, monkeypatch
         return {sudoku.NAME: Model(config)}
 
     study = Study(replace(sudoku.SUDOKU, models=models), tmp_path, tmp_path / "data", puzzles=tmp_path / "file.csv")
-    for run in study.all_runs():
+    for run in study.all_runs:
         train(run.config, study.data, run.folder, quiet=True)
         write_json(run.folder / DONE, {})
     section = sudoku.report(study)
@@ -43,4 +43,4 @@ def test_the_experiment_measures_what_its_tables_say(tmp_path: Path, monkeypatch
     passes = {row[0]: float(row[1].split()[0]) for row in work.rows}
     assert abs(passes["margin"] - blanks) < 0.1 and passes["random"] == passes["margin"] > passes["exact"]
     assert section.targets[0].met is False and "random orders" in section.figures[0].svg
-    assert all(run.valid["uniform"] > sudoku.FLOOR for run in study.all_runs())
+    assert all(run.valid["uniform"] > sudoku.FLOOR for run in study.all_runs)
