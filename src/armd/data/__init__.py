@@ -1,6 +1,6 @@
 """Text to tokens to training windows."""
 
-from armd.data.dataset import TokenDataset
+from armd.data.dataset import Spread, TokenDataset
 from armd.data.prepare import Manifest, prepare
 from armd.data.sources import NAMED, Document, documents, named_documents, python_documents
 from armd.data.tokenizers import Tokenizer, get_tokenizer
@@ -9,6 +9,7 @@ __all__ = [
     "NAMED",
     "Document",
     "Manifest",
+    "Spread",
     "TokenDataset",
     "Tokenizer",
     "documents",

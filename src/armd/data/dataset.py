@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -93,6 +94,10 @@ class TokenDataset:
             )
         return torch.from_numpy(np.stack([self._read(i * self.length) for i in range(start, start + count)]))
 
+    def spread(self, texts: int) -> Spread:
+        """So many of its texts, at equal distances."""
+        return Spread(self, texts)
+
     def verify(self, most: int = VERIFY_TOKENS) -> None:
         """Compare every shard with its hash in the manifest; a split of more than `most` tokens would take too long."""
         for shard in self._manifest.shards if self.tokens <= most else ():
@@ -130,6 +135,35 @@ class TokenDataset:
             raise UserError(f"shard {path} vanished during the run: {error.strerror}") from None
         if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise UserError(f"shard {path} was changed during the run; prepare the data again")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Texts at equal distances in a split: the first ones may all be of one document. All of them, if there are fewer.
+
+    Attributes:
+        whole: the split.
+        texts: how many of its texts.
+    """
+
+    whole: TokenDataset
+    texts: int
+
+    @property
+    def length(self) -> int:
+        return self.whole.length
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.whole.bytes_per_token
+
+    def eval_windows(self) -> int:
+        return min(self.texts, self.whole.eval_windows())
+
+    def eval_batch(self, start: int, count: int) -> Int[Tensor, "B N"]:
+        """Texts start..start+count-1 of these: (count, length) long."""
+        places = (i * self.whole.eval_windows() // self.eval_windows() for i in range(start, start + count))
+        return torch.cat([self.whole.eval_batch(place, 1) for place in places])
 
 
 @lru_cache(maxsize=4)

@@ -10,7 +10,7 @@ from armd.presets import for_architecture, paper_lm1b, paper_small, tiny, with_s
 from armd.reproduce.experiment import Model, Setting
 from armd.train import OptimConfig, TrainConfig
 
-SMALL_STEPS = 600
+SMALL_STEPS = 400
 SMALL_LENGTH, SMALL_TEXTS = 256, 16  # tokens of a text, and texts of them in a step
 SENTENCE = 128
 
@@ -38,6 +38,7 @@ def small(setting: Setting, share: float = 1.0, **changes: Any) -> TrainConfig:
         model=replace(base.model, **changes),
         orders=mixed(steps),
         optim=OPTIM,
+        precision="fp32",  # CPUs differ in how fast bfloat16 is, and in how they round it
         batch_size=max(SMALL_TEXTS * SMALL_LENGTH // changes["max_position_embeddings"], 1),
         max_steps=steps,
         eval_texts=64,
@@ -86,8 +87,16 @@ def baselines(config: TrainConfig) -> dict[str, Model]:
 
 def strided(config: TrainConfig, steps: int) -> TrainConfig:
     """Strided fine-tuning for `steps` steps (i_SBP) from a model's weights, at a fifth of its learning rate."""
+    return _longer(config, steps, OrderSchedule(sbp_steps=steps, sbp_streams=(1, 2, 4)))
+
+
+def no_strided(config: TrainConfig, steps: int) -> TrainConfig:
+    """What `strided` is to be compared with: as many more steps on the orders that the model's training ended with."""
+    return _longer(config, steps, replace(config.orders, ar_steps=0, perm_steps=0))
+
+
+def _longer(config: TrainConfig, steps: int, orders: OrderSchedule) -> TrainConfig:
     optim = replace(config.optim, lr=config.optim.lr / 5, muon_lr=config.optim.muon_lr / 5, warmup_steps=steps // 20)
-    orders = OrderSchedule(sbp_steps=steps, sbp_streams=(1, 2, 4))
     tuned = replace(config, optim=optim, orders=OrderSchedule(), max_steps=steps)
     return replace(tuned, orders=orders, eval_every=max(steps // 4, 1), save_every=max(steps // 2, 1))
 

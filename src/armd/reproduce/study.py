@@ -20,12 +20,9 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from armd import checkpoint
 from armd.bench.timing import commit
-from armd.data import Manifest, TokenDataset, Tokenizer
+from armd.data import Manifest, Spread, TokenDataset, Tokenizer
 from armd.errors import UserError
 from armd.files import read_json, write_json
 from armd.model import Transformer
@@ -148,7 +145,7 @@ class Study:
 
     def dataset(self, run: Run, texts: int) -> Spread:
         """Held-out texts of a run's length, `texts` of them, from all of the split."""
-        return Spread(TokenDataset(self.data, "valid", run.config.text_length), texts)
+        return TokenDataset(self.data, "valid", run.config.text_length).spread(texts)
 
     def measure(self, run: Run, function: Callable[..., Any], **options: Any) -> Any:
         """`function(study, run, **options)`, JSON values, looked up where it was made before."""
@@ -166,29 +163,6 @@ class Study:
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
         """`measure` of every finished run of a model."""
         return [self.measure(run, function, **options) for run in self.runs(name)]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Texts at equal distances in a split, as the first ones may all be of one book: what `evals.evaluate` reads."""
-
-    whole: TokenDataset
-    texts: int
-
-    @property
-    def length(self) -> int:
-        return self.whole.length
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.whole.bytes_per_token
-
-    def eval_windows(self) -> int:
-        return min(self.texts, self.whole.eval_windows())
-
-    def eval_batch(self, start: int, count: int) -> Tensor:
-        places = (i * self.whole.eval_windows() // self.eval_windows() for i in range(start, start + count))
-        return torch.cat([self.whole.eval_batch(place, 1) for place in places])
 
 
 def fingerprint(function: Callable[..., Any]) -> str:

@@ -306,14 +306,15 @@ def validate(replica: Replica, dataset: TokenDataset, config: TrainConfig) -> di
     """Held-out nats per token of each order family, always on the same texts and orders, in passes like training's."""
     replica.model.eval()
     at_once = replica.micro * replica.ranks.size
-    texts = min(config.eval_texts, dataset.eval_windows())
+    spread = dataset.spread(config.eval_texts)
+    texts = spread.eval_windows()
     totals = [0.0] * len(config.eval_orders)
     for i, name in enumerate(config.eval_orders):
         draw = config.held_out_draw(name, texts)
         for start in range(0, texts, at_once):
             rows = replica.ranks.rows(min(at_once, texts - start))
             mine = range(start + rows.start, start + rows.stop) or range(start, start + 1)  # all go on in step
-            tokens = replica.ranks.attempt(partial(dataset.eval_batch, mine.start, len(mine)))
+            tokens = replica.ranks.attempt(partial(spread.eval_batch, mine.start, len(mine)))
             tokens = tokens.to(replica.model.device)
             with _autocast(tokens.device, config):
                 nats = replica(tokens, draw.rows(torch.tensor(mine)))

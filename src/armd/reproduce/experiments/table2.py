@@ -19,7 +19,7 @@ from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
 from armd.train import TrainConfig
 
-JUDGE, SAMPLES = "evaluator", 32
+JUDGE, SAMPLES = "evaluator", 16
 TEMPERATURES = (0.7, 0.85, 1.0)
 DIFFUSION = ("MDLM", "BD3-LM 4")
 SHARES = (1, 2, 4)
