@@ -32,7 +32,7 @@ from armd.reproduce import (
     report,
     train_all,
 )
-from armd.reproduce.experiments import choices, table2
+from armd.reproduce.experiments import table2, two_stream
 from armd.reproduce.measures import ratio_target
 from armd.reproduce.run import paper_plan
 from armd.reproduce.study import fingerprint
@@ -252,6 +252,12 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert record["data"]["tokenizer"] == "byte" and record["trained_at"]
     assert record["models"][0]["curve"] == [list(point) for point in study.runs("base")[0].curve()]
     assert str(tmp_path) not in text + json.dumps(record)  # no path of this machine
+    assert publish(tmp_path / "another", "small", page, [toy]) == ["toy"]  # made elsewhere: it stays as it is
+    assert page.read_text() == text and (tmp_path / "results" / "toy-1.svg").read_text() == "<svg/>"
+    assert publish(tmp_path / "another", "paper", tmp_path / "results.md", [toy]) == []
+    (tmp_path / "results" / "toy-1.svg").unlink()
+    with pytest.raises(UserError, match=r"toy-1\.svg, a chart of .* is gone"):
+        publish(tmp_path / "another", "small", page, [toy])
     with pytest.raises(UserError, match=r"must end in \.md"):
         publish(tmp_path / "out", "small", tmp_path / "page.txt", [toy])
 
@@ -277,9 +283,15 @@ def test_every_config_is_possible(name: str, scale: str) -> None:
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].prepare is None])
 def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From models of a few steps, and from none."""
-    for constant, value in {"SMALL_STEPS": 16, "SMALL_TEXTS": 1, "SMALL_LENGTH": 32, "SENTENCE": 16}.items():
+    for constant, value in {
+        "SMALL_STEPS": 16,
+        "SMALL_TEXTS": 1,
+        "SMALL_LENGTH": 32,
+        "SENTENCE": 16,
+        "ABLATION_WIDTH": 24,
+    }.items():
         monkeypatch.setattr(bases, constant, value)
-    monkeypatch.setattr(choices, "LENGTHS", (32, 64))
+    monkeypatch.setattr(two_stream, "LENGTHS", {32: ("progressive", "uniform"), 64: ("progressive",)})
     monkeypatch.setattr(table2, "SAMPLES", 2)
     monkeypatch.setattr(bases, "tiny", shrunken)
     study = Study(EXPERIMENTS[name], tmp_path, data, seeds=(0,))

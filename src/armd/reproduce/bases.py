@@ -13,6 +13,7 @@ from armd.train import OptimConfig, TrainConfig
 SMALL_STEPS = 400
 SMALL_LENGTH, SMALL_TEXTS = 256, 16  # tokens of a text, and texts of them in a step
 SENTENCE = 128
+ABLATION_WIDTH = 128
 
 OPTIM = OptimConfig(name="muon", lr=4e-3, muon_lr=1e-2, warmup_steps=50)
 """Of all small models, whatever their architecture: the best of three rates, tried on ARMD (docs/log.md)."""
@@ -28,10 +29,10 @@ def mixed(steps: int, rho: int = 8) -> OrderSchedule:
     return progressive(steps, rho, floors={"uniform": 0.2})
 
 
-def small(setting: Setting, share: float = 1.0, **changes: Any) -> TrainConfig:
-    """3M parameters, texts of 256 tokens, a share of `SMALL_STEPS`; `changes` are fields of the network."""
+def small(setting: Setting, **changes: Any) -> TrainConfig:
+    """3M parameters, texts of 256 tokens; `changes` are fields of the network."""
     changes = {"max_position_embeddings": SMALL_LENGTH, **changes}
-    steps = round(share * SMALL_STEPS)
+    steps = SMALL_STEPS
     base = tiny(setting.vocab_size, setting.eos_id)
     return replace(
         base,
@@ -47,6 +48,15 @@ def small(setting: Setting, share: float = 1.0, **changes: Any) -> TrainConfig:
         save_every=max(steps // 4, 1),
         keep_last=1,
     )
+
+
+def ablation(setting: Setting, **changes: Any) -> TrainConfig:
+    """What our own questions, which take many models, are asked of: at small scale half the width and batch."""
+    if setting.scale == "paper":
+        base = armd(setting)
+        return replace(base, model=replace(base.model, **changes))
+    base = small(setting, hidden_size=ABLATION_WIDTH, **changes)
+    return replace(base, batch_size=max(base.batch_size // 2, 1))
 
 
 def armd(setting: Setting) -> TrainConfig:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 from armd.chart import Series, drawing, finite_points, look, picture
+from armd.checkpoint import ARCHITECTURES
 from armd.decode import generate
 from armd.evals import SETS, evaluate, pack, read_meter, read_set, zero_shot, zero_shot_protocol
 from armd.evals.zeroshot import PACKINGS
 from armd.model import Armd
-from armd.reproduce.experiment import Target
+from armd.reproduce.experiment import Table, Target
+from armd.reproduce.page import spread
 from armd.reproduce.study import Run, Study
 
 
@@ -82,6 +84,46 @@ def ratio_target(claim: str, ratios: Sequence[float], bar: float, *, least: bool
 def parameters(study: Study, run: Run) -> int:
     """Parameters of the network, embeddings included."""
     return run.load()[0].num_parameters()
+
+
+# ---- tables of likelihood by order ----------------------------------------------------------------------------------
+
+SCORED = 65_536
+"""Held-out tokens that our own questions are measured on."""
+ORDERS = ("left_to_right", "reinsert:8", "uniform:4", "strided:4")
+
+
+def likelihood(study: Study, title: str, names: Sequence[str], *more: tuple[str, Callable[[Run], Any], str]) -> Table:
+    """Nats by order of some models, and more columns: (name, what of a run, form)."""
+    rows = []
+    for name in names:
+        runs = study.runs(name)
+        cells = [spread([nats(study, run, order) for run in runs]) for order in ORDERS]
+        cells += [spread([value(run) for run in runs], form) for _, value, form in more]
+        rows.append([name, *cells])
+    terms = (
+        f"nats per token; {SCORED:,} tokens of held-out texts at equal distances; uniform: mean over 4 orders a text"
+    )
+    return Table(title, ("model", *ORDERS, *(column for column, _, _ in more)), rows, (terms,))
+
+
+def nats(study: Study, run: Run, order: str = "left_to_right") -> float | None:
+    """Held-out nats per token; None where a model knows left to right only."""
+    if not ARCHITECTURES[run.config.architecture].any_order and order != "left_to_right":
+        return None
+    value: float = score(study, run, order, SCORED // run.config.text_length)["nats_per_token"]
+    return value
+
+
+def mean_nats(study: Study, name: str) -> float:
+    """Left to right, the mean over the seeds of a trained model."""
+    return fmean(value for run in study.runs(name) if (value := nats(study, run)) is not None)
+
+
+def exact_tokens_per_pass(study: Study, run: Run) -> float:
+    """Tokens a pass in exact mode with four streams."""
+    value: float = study.measure(run, exact_writing, streams=4)["tokens_per_pass"]
+    return value
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from armd.files import write_json, write_text
+from armd.errors import UserError
+from armd.files import read_json, write_json, write_text
 from armd.reproduce.experiment import Table
 
 MET = {True: "met", False: "missed", None: "open"}
@@ -52,6 +53,20 @@ def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]], ahead: Tab
     if ahead:
         parts += [f"## {ahead.title}\n", _table(ahead.columns, ahead.rows), *_notes(ahead.notes)]
     write_text(path, "\n".join(parts))
+
+
+def read_record(path: Path, name: str) -> dict[str, Any] | None:
+    """The record of a section that `write_page` left beside a page, charts included; None if there is none."""
+    folder = path.with_suffix("")
+    if not (folder / f"{name}.json").exists():
+        return None
+    record: dict[str, Any] = read_json(folder / f"{name}.json")
+    try:
+        for i, figure in enumerate(record["section"]["figures"]):
+            figure["svg"] = (folder / f"{name}-{i + 1}.svg").read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{error.filename}, a chart of {path}, is gone: bring it back, or remove {name}.json") from None
+    return record
 
 
 def _targets(sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -18,7 +18,7 @@ from armd.plan import Machine, plan
 from armd.quantities import count
 from armd.reproduce.experiment import Experiment, Section, Setting, Table
 from armd.reproduce.farm import distinct
-from armd.reproduce.page import write_page
+from armd.reproduce.page import read_record, write_page
 from armd.reproduce.study import Run, Study
 
 
@@ -51,14 +51,18 @@ def _model(run: Run) -> dict[str, Any]:
 
 
 def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]) -> list[str]:
-    """Write the page of all sections that are there; returns their names."""
+    """Write the page of all sections that are there; returns their names.
+
+    What an earlier page has and OUT has not, as on another machine, stays as it is.
+    """
     if page.suffix != ".md":
         raise UserError(f"page={page} must end in .md")
     records: dict[str, Mapping[str, Any]] = {}
     for experiment in experiments:
         path = out / "sections" / scale / f"{experiment.name}.json"
-        if path.exists():
-            records[experiment.name] = read_json(path)
+        found = read_json(path) if path.exists() else read_record(page, experiment.name)
+        if found is not None and found["scale"] == scale:
+            records[experiment.name] = found
     write_page(page, records, paper_plan(experiments) if scale == "small" else None)
     return list(records)
 

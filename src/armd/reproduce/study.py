@@ -110,10 +110,19 @@ class Study:
     say: Callable[[str], object] = field(default=lambda text: None, repr=False)
 
     @cached_property
+    def setting(self) -> Setting:
+        manifest = Manifest.load(self.data)
+        return Setting(self.scale, manifest.vocab_size, manifest.eos_id)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The models of the experiment, in its order."""
+        return list(self.experiment.models(self.setting))
+
+    @cached_property
     def all_runs(self) -> list[Run]:
         """Every run of the experiment, seed by seed, parents before those that start from them."""
-        manifest = Manifest.load(self.data)
-        models = self.experiment.models(Setting(self.scale, manifest.vocab_size, manifest.eos_id))
+        digest, models = Manifest.load(self.data).digest, self.experiment.models(self.setting)
         runs: list[Run] = []
         for place, seed in enumerate(self.seeds):
             made: dict[str, Run] = {}
@@ -125,7 +134,7 @@ class Study:
                 for name in ready:
                     model = waiting.pop(name)
                     parent = made.get(model.parent)
-                    made[name] = self._run(name, replace(model.config, seed=seed), manifest.digest, parent)
+                    made[name] = self._run(name, replace(model.config, seed=seed), digest, parent)
             runs += made.values()
         return runs
 

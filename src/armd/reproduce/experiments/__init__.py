@@ -1,15 +1,21 @@
 """The experiments, in the order of the page."""
 
 from armd.reproduce.experiment import Experiment
-from armd.reproduce.experiments.choices import LAYERS, ORDER_MIXTURES, QUERIES, RECIPES
 from armd.reproduce.experiments.curves import CURVES
 from armd.reproduce.experiments.exact import EXACT
+from armd.reproduce.experiments.orders import ORDERS
+from armd.reproduce.experiments.queries import QUERIES
+from armd.reproduce.experiments.rates import RATES
+from armd.reproduce.experiments.recipes import RECIPES
 from armd.reproduce.experiments.sudoku import SUDOKU
 from armd.reproduce.experiments.table1 import TABLE1
 from armd.reproduce.experiments.table2 import TABLE2
 from armd.reproduce.experiments.table3 import TABLE3
+from armd.reproduce.experiments.two_stream import TWO_STREAM
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for experiment in (CURVES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, LAYERS, ORDER_MIXTURES, RECIPES, SUDOKU)
-}
+    for experiment in (
+        CURVES, RATES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, TWO_STREAM, ORDERS, RECIPES, SUDOKU
+    )
+}  # fmt: skip

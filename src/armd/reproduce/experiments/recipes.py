@@ -1,0 +1,84 @@
+"""Our own question: which optimiser, and which tricks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from armd.reproduce.bases import ablation, shortened
+from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting
+from armd.reproduce.measures import likelihood, mean_curve, nats, ratio_target, svg
+from armd.reproduce.study import Run, Study
+from armd.train import OptimConfig
+
+ADAMW, BUDGETS = "AdamW", (1.0, 0.7, 0.35)
+PLAIN = OptimConfig(lr=4e-3, warmup_steps=50)
+
+
+def models(setting: Setting) -> dict[str, Model]:
+    config = ablation(setting)
+    adamw = PLAIN if setting.scale == "small" else config.optim
+    muon = replace(config.optim, name="muon")
+
+    def recipe(optim: OptimConfig, share: float = 1.0, **changes: Any) -> Model:
+        return Model(shortened(replace(config, optim=optim, model=replace(config.model, **changes)), share))
+
+    found = {ADAMW: recipe(adamw)}
+    found |= {_budget(share): recipe(muon, share) for share in BUDGETS}
+    for factor in (0.5, 2.0):  # are the rates good?
+        found[f"AdamW, rate x {factor:g}"] = recipe(replace(adamw, lr=factor * adamw.lr))
+        found[f"Muon, rate x {factor:g}"] = recipe(replace(muon, muon_lr=factor * muon.muon_lr))
+    return found | {
+        "AdamW, WSD": recipe(replace(adamw, schedule="wsd")),
+        "AdamW, EMA": recipe(replace(adamw, ema=0.99)),
+        "Muon, WSD": recipe(replace(muon, schedule="wsd")),
+        "Muon, QK-norm": recipe(muon, qk_norm=True),
+        "Muon, relu2": recipe(muon, activation="relu2"),
+        "Muon, zero init": recipe(muon, zero_init_residual=True),
+    }
+
+
+def _budget(share: float) -> str:
+    return "Muon" if share == 1 else f"Muon, {share:g} of the tokens"
+
+
+def report(study: Study) -> Section:
+    names = [name for name in study.names if study.runs(name)]
+    table = likelihood(study, "Recipes", names)
+    lines = {name: mean_curve(study, name, "left_to_right")[1:] for name in names}
+    drawn = svg("Recipes: held-out loss, left to right", lines, ("million tokens", "nats/token"))
+    figure = Figure("Recipes: held-out loss, left to right", drawn, "a line for each recipe, mean over the seeds")
+    rated = [name for name in names if name == ADAMW or name.startswith(f"{ADAMW}, rate")]
+    targets = [
+        ratio_target(f"Muon at {share:g} of the tokens at most the perplexity of AdamW, at the best of its rates, at "
+                     "all of them", _ratios(study, _budget(share), rated), 1.0)
+        for share in BUDGETS[1:]
+    ]  # fmt: skip
+    return Section("", [table], [figure], targets)
+
+
+def _ratios(study: Study, name: str, others: list[str]) -> list[float]:
+    """Ratios of perplexity left to right to the best of some others, seed by seed."""
+    found = []
+    for run in study.runs(name):
+        best = [_loss(study, same) for other in others for same in study.runs(other) if same.seed == run.seed]
+        if best:
+            found.append(math.exp(_loss(study, run) - min(best)))
+    return found
+
+
+def _loss(study: Study, run: Run) -> float:
+    value = nats(study, run)
+    assert value is not None, "every recipe knows left to right"
+    return value
+
+
+RECIPES = Experiment(
+    "recipes",
+    "Which optimiser",
+    "How many tokens does each recipe need for the held-out loss of AdamW? Every budget has a whole learning-rate "
+    "schedule.",
+    models,
+    report,
+)

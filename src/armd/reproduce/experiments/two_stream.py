@@ -1,0 +1,84 @@
+"""Our own question: how many two-stream layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from armd.families import OrderSchedule
+from armd.reproduce.bases import ablation, progressive
+from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting
+from armd.reproduce.measures import exact_tokens_per_pass, likelihood, mean_nats, svg
+from armd.reproduce.study import Study
+
+FAMILIES: dict[str, Callable[[int], OrderSchedule]] = {
+    "progressive": progressive,
+    "strided": lambda steps: progressive(steps, sbp_steps=steps // 5, sbp_streams=(1, 2, 4, 8)),
+    "uniform": lambda steps: OrderSchedule(floors={"uniform": 1.0}),
+}
+LENGTHS = {256: tuple(FAMILIES), 1024: ("progressive",)}
+"""Length of text -> order families that are tried at it."""
+
+
+class Cell(NamedTuple):
+    """One model of the grid."""
+
+    length: int
+    family: str
+    query: str
+    two_stream: int
+
+    @property
+    def name(self) -> str:
+        return f"N = {self.length:,}, {self.family}, {self.query}, L2s = {self.two_stream}"
+
+
+def grid(layers: int) -> list[Cell]:
+    return [
+        Cell(length, family, query, two_stream)
+        for length, families in LENGTHS.items()
+        for family in families
+        for query in ("kernel", "aggregate")
+        for two_stream in sorted({1, 2, layers // 2, layers})
+    ]
+
+
+def models(setting: Setting) -> dict[str, Model]:
+    return {cell.name: _model(setting, cell) for cell in grid(ablation(setting).model.num_hidden_layers)}
+
+
+def _model(setting: Setting, cell: Cell) -> Model:
+    config = ablation(setting, max_position_embeddings=cell.length)
+    shape = replace(config.model, query=cell.query, num_two_stream_layers=cell.two_stream)
+    return Model(replace(config, model=shape, orders=FAMILIES[cell.family](config.max_steps)))
+
+
+def report(study: Study) -> Section:
+    tables, figures = [], []
+    exact = ("tokens a pass, exact, S = 4", partial(exact_tokens_per_pass, study), ".2f")
+    cells = grid(ablation(study.setting).model.num_hidden_layers)
+    for length in LENGTHS:
+        trained = [cell for cell in cells if cell.length == length and study.runs(cell.name)]
+        if not trained:
+            continue
+        tables.append(likelihood(study, f"Texts of {length:,} tokens", [cell.name for cell in trained], exact))
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for cell in trained:
+            point = float(cell.two_stream), mean_nats(study, cell.name)
+            lines.setdefault(f"{cell.query}, {cell.family}", []).append(point)
+        title = f"Left to right by two-stream layers, N = {length:,}"
+        drawn = svg(title, lines, ("two-stream layers", "nats/token"), log_x=True)
+        figures.append(Figure(title, drawn, "a line for each query and order family"))
+    return Section("", tables, figures)
+
+
+TWO_STREAM = Experiment(
+    "two-stream",
+    "How many two-stream layers",
+    "The paper runs half of the layers on both streams, which costs up to a half more than one stream. What do 1, 2, "
+    "L/2 and L two-stream layers buy, by query, training orders and length of text?",
+    models,
+    report,
+)
