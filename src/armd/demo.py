@@ -31,6 +31,7 @@ CORPUS = "the Python language reference and the source of its standard library"
 TOKENIZER = "bpe:2048"
 HELD_OUT = 0.03
 STEPS = 500
+TEXTS = 96  # held-out texts that are scored
 STREAMS = (1, 2, 4, 8)
 PROMPT_TOKENS = 16
 NEW_TOKENS = 224
@@ -67,7 +68,7 @@ def run(out: Path, *, max_steps: int | None = None, seed: int = 0) -> Path:
     say("3/5  Scoring held-out files in several orders")
     names = ("left_to_right", "reinsert:8", "infill", "strided:2", "strided:4", "strided:8", "uniform:4")
     scores = []
-    for score in evaluate(model, valid, names, texts=96):
+    for score in evaluate(model, valid.spread(TEXTS), names, texts=TEXTS):
         say(f"     {score.order:<14} {score.blocks:<11} {score.bits_per_byte:.3f} bits/byte")
         scores.append(score)
 

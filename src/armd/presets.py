@@ -1,8 +1,8 @@
 """Named runs. Each preset is a function of the vocabulary that returns a complete config.
 
-`tiny` and `laptop` are ours: query kind and number of two-stream layers are those that won in `docs/log.md`. The
-`paper-*` presets follow the paper: Eq. (6), L2s = L/2, its schedules. What the paper does not say is marked *inferred*
-and follows the SEDD / MDLM line it builds on.
+`tiny` and `laptop` are ours: query kind, number of two-stream layers and optimiser are those that won in `docs/log.md`.
+The `paper-*` presets follow the paper: Eq. (6), L2s = L/2, its schedules. What the paper does not say is marked
+*inferred* and follows the SEDD / MDLM line it builds on.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def tiny(vocab_size: int, eos_token_id: int | None) -> TrainConfig:
             sbp_streams=(1, 2, 4, 8),
             floors={"left_to_right": 0.3, "infill": 0.15, "uniform": 0.05},
         ),
-        optim=OptimConfig(lr=2e-3, warmup_steps=50),
+        optim=OptimConfig(name="muon", lr=4e-3, muon_lr=1e-2, warmup_steps=50),
         batch_size=16,
         max_steps=1000,
         eval_every=200,
@@ -71,7 +71,7 @@ def laptop(vocab_size: int, eos_token_id: int | None) -> TrainConfig:
             sbp_streams=(1, 2, 4, 8),
             floors={"left_to_right": 0.3, "infill": 0.1, "uniform": 0.05},
         ),
-        optim=OptimConfig(lr=1e-3, warmup_steps=200),
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=200),
         batch_size=16,
         max_steps=10_000,
         eval_every=500,

@@ -189,7 +189,7 @@ def test_one_text_has_no_standard_error(model: Armd, dataset: TokenDataset, fold
     study = replace(STUDY, texts=1)
     found = notebook.Findings.of(list(explore(model, dataset, study)))
     assert len(found.ranks) + len(found.evidence) + len(found.streams) == len(study) == 7
-    terms = notebook.protocols(held_out_protocol(folder, dataset, 1, 0, None), study)
+    terms = notebook.protocols(held_out_protocol(folder, dataset.spread(1), 0, None), study)
     parts = notebook.sections(study, found, terms)
     assert re.search(r"\d ± \u2013", parts[0].rows[0][2]) and "nan" not in notebook.page("m", parts).lower()
 

@@ -53,7 +53,8 @@ def test_agreement_and_variation_equal_brute_force(monkeypatch: pytest.MonkeyPat
     assert 0 < match.sum() < match.numel()
     monkeypatch.setattr(meter, "CHUNK_LOGITS", 4 * V * B * 2)  # two ranks at a time
     chunked = compare(checked, drafted, weight, 9, samples, positions)
-    assert torch.equal(chunked[0], match) and torch.equal(chunked[1], variation)
+    assert torch.equal(chunked[0], match)
+    torch.testing.assert_close(chunked[1], variation, rtol=0, atol=1e-6)  # kernels round by shape
 
 
 def test_agreement_follows_its_law() -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from armd import checkpoint, decode
 from armd.cli.models import held_out
 from armd.cli.terminal import show
-from armd.data import TokenDataset
+from armd.data import Spread
 from armd.errors import UserError
 from armd.evals import draws_of, evaluate, held_out_protocol, parse_orders, read_meter
 from armd.families import Family
@@ -60,13 +60,13 @@ def run_evaluate(args: Evaluate) -> None:
         raise UserError(f"{sizes} must be at least 1, measure={args.measure} at least 0")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
     length = model.config.max_position_embeddings if args.length is None else args.length
-    dataset = held_out(args.data, args.model, model, tokenizer, length)
+    dataset = held_out(args.data, args.model, model, tokenizer, length).spread(args.texts)
     for order in orders:
         if not draws_of(order):
             Family.parse(order).check(length)
     scores = list(evaluate(model, dataset, orders, texts=args.texts, batch_size=args.batch_size, seed=args.seed))
     meters = _meters(args, model, dataset, orders)
-    protocol = held_out_protocol(args.data, dataset, scores[0].texts, args.seed, tokenizer)
+    protocol = held_out_protocol(args.data, dataset, args.seed, tokenizer)
     if args.json:
         fields = {"scores": [dataclasses.asdict(score) for score in scores], "meter": meters}
         print(json_text({**fields, "protocol": protocol.fields}))
@@ -81,7 +81,7 @@ def run_evaluate(args: Evaluate) -> None:
         show(_meter_table(meters))
 
 
-def _meters(args: Evaluate, model: Transformer, dataset: TokenDataset, orders: Sequence[str]) -> list[dict[str, Any]]:
+def _meters(args: Evaluate, model: Transformer, dataset: Spread, orders: Sequence[str]) -> list[dict[str, Any]]:
     """The likelihood meter of every strided order, with what decoding measured if texts were asked for."""
     meters = []
     for streams in (Family.parse(name).argument for name in orders if name.startswith("strided:")):

@@ -30,6 +30,9 @@ from armd.request import Request, make_request
 from armd.sampling import check_seed
 from armd.writer import Event
 
+CHOOSING_TEXTS = 8
+"""Held-out texts that `--streams auto` measures on."""
+
 
 @dataclass(frozen=True)
 class Generate:
@@ -211,9 +214,9 @@ def _what_to_write(args: Generate, model: Transformer, tokenizer: Tokenizer, par
 def _choose(args: Generate, model: Transformer, tokenizer: Tokenizer, length: int) -> int:
     """The number of streams for `--streams auto`; says what there was to choose from."""
     assert args.data is not None  # checked with the other options
-    dataset = held_out(args.data, args.model, model, tokenizer, length)
+    dataset = held_out(args.data, args.model, model, tokenizer, length).spread(CHOOSING_TEXTS)
     able = as_armd(model, args.model, "--streams auto")
-    streams, offers = choose_streams(able, dataset, args.budget, mode=args.mode, seed=args.seed)
+    streams, offers = choose_streams(able, dataset, args.budget, mode=args.mode, texts=CHOOSING_TEXTS, seed=args.seed)
     table = Table("streams", "nats/token", "cost", "tokens/pass", title=f"mode {args.mode}, texts of {length} tokens")
     for o in offers:
         table.add_row(f"{o.streams}", f"{o.nats:.4f}", f"{o.cost:+.4f}", f"{o.tokens_per_pass:.2f}")

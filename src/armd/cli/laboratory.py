@@ -69,7 +69,7 @@ def run_laboratory(args: Laboratory) -> None:
     length = limit if args.length is None else args.length
     if length > limit:
         raise UserError(f"length={length} tokens exceed max_position_embeddings={limit}")
-    dataset = held_out(args.data, args.model, model, tokenizer, length)
+    dataset = held_out(args.data, args.model, model, tokenizer, length).spread(args.texts)
     study = laboratory.Study(
         orders=tuple(parse_orders(args.orders)),
         streams=integers("streams", args.streams),
@@ -78,17 +78,18 @@ def run_laboratory(args: Laboratory) -> None:
         texts=args.texts, batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
     study.check(length)
-    texts = min(args.texts, dataset.eval_windows())
-    terms = notebook.protocols(held_out_protocol(args.data, dataset, texts, args.seed, tokenizer), study)
+    terms = notebook.protocols(held_out_protocol(args.data, dataset, args.seed, tokenizer), study)
     results = []
     with _progress() as progress:
         task = progress.add_task("", total=len(study))
         for result in laboratory.explore(model, dataset, study):
             results.append(result)
             progress.update(task, advance=1, description=str(result))
-    found = notebook.Findings.of(results)
-    parts, values = notebook.sections(study, found, terms), notebook.record(str(args.model), study, found, terms)
-    notebook.write(args.out, values, parts)
+            if len(results) in study.ends:  # what is whole stays if the rest is interrupted
+                found = notebook.Findings.of(results)
+                values = notebook.record(str(args.model), study, found, terms)
+                parts = notebook.sections(study, found, terms)
+                notebook.write(args.out, values, parts)
     say(f"written: {args.out / notebook.PAGE}")
     if args.json:
         print(json_text(values))

@@ -12,15 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
-from armd.data import TokenDataset
 from armd.decode import collect, stream
 from armd.errors import UserError
-from armd.evals.likelihood import draws_of, orders_of, parse_orders
+from armd.evals.likelihood import Texts, draws_of, orders_of, parse_orders
 from armd.evals.meter import Meter, read_meter
 from armd.families import Family
 from armd.model import Armd
@@ -79,9 +78,14 @@ class Study:
         own = [(order, streams) for order in self.orders for streams in self.streams]
         return list(dict.fromkeys([(f"strided:{streams}", streams) for streams in self.streams] + own))
 
+    @property
+    def ends(self) -> list[int]:
+        """How many results there are at the end of each look."""
+        return list(accumulate((len(self.orders), len(self.evidence), len(self.pairs))))
+
     def __len__(self) -> int:
         """How many results there will be."""
-        return len(self.orders) + len(self.evidence) + len(self.pairs)
+        return self.ends[-1]
 
 
 def default_evidence(length: int) -> tuple[int, ...]:
@@ -89,7 +93,7 @@ def default_evidence(length: int) -> tuple[int, ...]:
     return tuple(sorted({max(length * share // 32, 1) for share in (1, 2, 4, 8, 16, 24)}))
 
 
-def _batches(dataset: TokenDataset, study: Study) -> Iterator[tuple[range, Tensor]]:
+def _batches(dataset: Texts, study: Study) -> Iterator[tuple[range, Tensor]]:
     """The numbers of some texts, and their tokens."""
     texts = min(study.texts, dataset.eval_windows())
     for start in range(0, texts, study.batch_size):
@@ -128,7 +132,7 @@ class RankCurve:
 
 
 @torch.inference_mode()
-def loss_by_rank(model: Armd, dataset: TokenDataset, order: str, study: Study) -> RankCurve:
+def loss_by_rank(model: Armd, dataset: Texts, order: str, study: Study) -> RankCurve:
     N, bins = dataset.length, min(study.bins, dataset.length)
     ranks = [i * N // bins for i in range(bins + 1)]
     sizes = [high - low for low, high in pairwise(ranks)]
@@ -180,7 +184,7 @@ class Sensitivity:
 
 
 @torch.inference_mode()
-def sensitivity(model: Armd, dataset: TokenDataset, evidence: int, study: Study) -> Sensitivity:
+def sensitivity(model: Armd, dataset: Texts, evidence: int, study: Study) -> Sensitivity:
     N, rank = dataset.length, torch.arange(dataset.length)
     one_by_one, at_once = rank, (rank - evidence + 1).clamp(min=0)
     rows = []
@@ -234,7 +238,7 @@ class Pair:
         return f"{self.order}, {self.meter.streams} at a time"
 
 
-def read_pair(model: Armd, dataset: TokenDataset, order: str, streams: int, study: Study) -> Pair:
+def read_pair(model: Armd, dataset: Texts, order: str, streams: int, study: Study) -> Pair:
     options = {"texts": study.texts, "batch_size": study.batch_size, "seed": study.seed}
     meter = read_meter(model, dataset, streams, order=order, **options)
     if not study.measure:
@@ -249,7 +253,7 @@ def read_pair(model: Armd, dataset: TokenDataset, order: str, streams: int, stud
 # ---- all of it -------------------------------------------------------------------------------------------------------
 
 
-def explore(model: Armd, dataset: TokenDataset, study: Study) -> Iterator[RankCurve | Sensitivity | Pair]:
+def explore(model: Armd, dataset: Texts, study: Study) -> Iterator[RankCurve | Sensitivity | Pair]:
     """Look at all that is to be looked at, yielding each result as soon as it is there."""
     study.check(dataset.length)
     with model.evaluating():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from armd.baselines import Denoiser, estimate_bound
-from armd.data import Tokenizer
+from armd.data import Spread, Tokenizer
 from armd.errors import UserError
 from armd.evals.protocol import Protocol, vocabulary
 from armd.families import Family
@@ -127,12 +127,14 @@ def evaluate(
             yield _score(name, "sequential" if sequential else "parallel", torch.cat(nats), dataset, note, scored_from)
 
 
-def held_out_protocol(folder: Path, dataset: Texts, texts: int, seed: int, tokenizer: Tokenizer | None) -> Protocol:
-    """The terms of the scores of held-out windows."""
+def held_out_protocol(folder: Path, texts: Spread, seed: int, tokenizer: Tokenizer | None) -> Protocol:
+    """The terms of the scores of held-out texts."""
+    whole = texts.whole
     vocabulary_said = vocabulary(tokenizer) if tokenizer else "no tokenizer.json"
     return Protocol(
         task="held-out likelihood",
-        data=f"{folder} valid, {texts:,} of {dataset.eval_windows():,} texts of {dataset.length:,} tokens",
+        data=f"{folder} valid, {texts.eval_windows():,} of {whole.eval_windows():,} texts of {whole.length:,} tokens, "
+        "at equal distances",
         text=f"as prepared, an end of text after every document, {vocabulary_said}",
         scoring=f"windows without overlap, every token scored, random orders of seed {seed}; bits per byte with the "
         "bytes per token of the whole split",
