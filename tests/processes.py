@@ -16,6 +16,7 @@ TINY = [
     *["--model.hidden-size", "16", "--model.num-hidden-layers", "2", "--model.num-attention-heads", "2"],
     *["--model.max-position-embeddings", "16", "--model.dropout", "0", "--precision", "fp32", "--batch-size", "8"],
     *["--eval-texts", "9", "--eval-orders", "left_to_right", "uniform", "--log-every", "1", "--optim.ema", "0.9"],
+    *["--optim.name", "adamw", "--optim.lr", "2e-3"],
 ]
 """Options that make preset tiny a model of some ten thousand weights on texts of 16 bytes."""
 

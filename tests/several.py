@@ -8,9 +8,11 @@ import math
 import sys
 from unittest import mock
 
+import torch
+
 from armd.cli.train import run_train
 from armd.errors import TrainingStopped
-from armd.train import loop
+from armd.train import loop, muon
 from armd.train.parallel import joined, leave
 from processes import TINY
 
@@ -18,9 +20,10 @@ from processes import TINY
 def main(runs: list[list[str]]) -> None:
     """`--stop-after K` interrupts a run in step K + 1, as when all its processes are killed at once.
 
-    `--spoil-after K` makes the loss of the last process in step K + 1 not a number.
+    `--spoil-after K` makes the loss of the last process in step K + 1 not a number. Muon is in float64: in bfloat16 it
+    turns the last bit of a gradient, which is another on several processes, into the third digit of an update.
     """
-    with joined() as ranks:
+    with joined() as ranks, mock.patch.object(muon, "PRECISION", torch.float64):
         for data, out, *more in runs:
             words, stop = take(["tiny", "--data", data, "--out", out, *TINY, *more], "--stop-after")
             words, spoil = take(words, "--spoil-after")

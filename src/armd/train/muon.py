@@ -15,12 +15,14 @@ QUINTIC = 3.4445, -4.7750, 2.0315
 """Coefficients of a Newton-Schulz step that brings small singular values up fastest (Jordan et al., 2024)."""
 STEPS = 5
 """Newton-Schulz steps; they leave singular values between about 0.5 and 1.5."""
+PRECISION = torch.bfloat16
+"""Of these steps. Directions of small singular values grow in them, and their rounding too."""
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """U V^T of a matrix U S V^T, roughly, in bfloat16."""
+    """U V^T of a matrix U S V^T, roughly, in its precision."""
     a, b, c = QUINTIC
-    wide = matrix.bfloat16() if matrix.shape[0] <= matrix.shape[1] else matrix.bfloat16().T
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)  # no singular value above 1
     for _ in range(STEPS):
         gram = wide @ wide.T
@@ -52,6 +54,6 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(weight)
         mean = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
         ahead = grad.lerp(mean, group["momentum"])  # Nesterov
-        update = share(orthogonal(whole(ahead.bfloat16())), weight)
+        update = share(orthogonal(whole(ahead.to(PRECISION))), weight)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(update, alpha=-group["lr"] * (0.2 * math.sqrt(max(weight.shape))))
