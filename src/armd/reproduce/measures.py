@@ -56,7 +56,7 @@ def exact_writing(study: Study, run: Run, *, streams: int, texts: int = 8) -> di
 
 
 def zero_shot_scores(
-    study: Study, run: Run, *, data: str, order: str, content: str, texts: int = 512
+    study: Study, run: Run, *, data: str, order: str, content: str, texts: int | None
 ) -> dict[str, Any]:
     """Perplexity on another data set, whose files have the hash `content`: protocol `sedd`, as the paper's table."""
     model, tokenizer = run.load()

@@ -16,6 +16,8 @@ from armd.reproduce.paper import ZERO_SHOT_MEDIUM, ZERO_SHOT_SETS, ZERO_SHOT_SMA
 from armd.reproduce.study import Study
 
 ORDER = dict.fromkeys(("MDLM", "BD3-LM 16", "BD3-LM 4"), "bound:8")
+TEXTS = {"small": 128, "paper": None}
+"""Chunks of a set that are scored, by scale; None: all."""
 NAMES = ("ARMD", "ARMD, as in the paper", "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
 
 
@@ -29,7 +31,12 @@ def report(study: Study) -> Section:
     found = {
         name: {
             data: study.values(
-                name, zero_shot_scores, data=data, order=ORDER.get(name, "left_to_right"), content=content
+                name,
+                zero_shot_scores,
+                data=data,
+                order=ORDER.get(name, "left_to_right"),
+                content=content,
+                texts=TEXTS[study.scale],
             )
             for data, content in sets.items()
         }

@@ -36,10 +36,11 @@ def models(setting: Setting) -> dict[str, Model]:
     for rho in rhos:
         base, orders = f"ARMD, rho {rho}", config.orders
         schedule = progressive(steps, rho, floors=orders.floors) if small else replace(orders, rho=rho)
-        found[base] = Model(replace(config, orders=schedule))
+        seeds = 0 if rho == rhos[0] else 1
+        found[base] = Model(replace(config, orders=schedule), seeds=seeds)
         for name, tuning in tunings.items():
             if rho == rhos[0] or tuning in (counts[0], counts[-1]):
-                found[f"{base}, {name}"] = Model(strided(config, tuning), parent=base)
+                found[f"{base}, {name}"] = Model(strided(config, tuning), parent=base, seeds=seeds)
     return {**found, JUDGE: Model(evaluator(config), seeds=1)}
 
 
