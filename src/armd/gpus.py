@@ -54,6 +54,14 @@ def peak_of(device: torch.device) -> float | None:
     return GPUS[key].flops if key else None
 
 
+def prefers_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices faster in bfloat16 than in float32; a CPU is timed, as many lie."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    rounds = [(_seconds(512, 2, torch.bfloat16), _seconds(512, 2, torch.float32)) for _ in range(5)]
+    return min(half for half, _ in rounds) < min(whole for _, whole in rounds)
+
+
 def this_cpu(size: int = 1024, repeats: int = 8) -> Accelerator:
     """This machine: the fastest of some bfloat16 and float32 matrix products with all threads, and its memory."""
     fastest = min(_seconds(size, repeats, dtype) for dtype in (torch.bfloat16, torch.float32))

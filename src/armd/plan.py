@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from armd.errors import UserError
 from armd.fields import is_number
 from armd.flops import LAYERS, parameters_by_part, total, training_flops
-from armd.gpus import Accelerator
+from armd.gpus import GPUS, Accelerator
 from armd.memory import SHARDINGS, training_memory
 from armd.train import TrainConfig, load_config
 from armd.train.log import read_metrics
@@ -61,9 +61,11 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         budgets: numbers of steps to count days for.
 
     Returns:
-        parameters, flops_per_token (parts, total, against_ar), memory (bytes on one device; a row for each way to
-        share it and to keep activations), tokens_per_second and budgets.
+        parameters, flops_per_token (parts, total, against_ar), precision, memory (bytes on one device; a row for each
+        way to share it and to keep activations), tokens_per_second and budgets.
     """
+    if config.precision == "auto":
+        config = replace(config, precision="bf16" if machine.accelerator in GPUS.values() else "fp32")
     if config.batch_size % machine.devices:
         raise UserError(f"gpus={machine.devices} must divide batch_size={config.batch_size}")
     own = config.batch_size // machine.devices
@@ -78,6 +80,7 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         "parameters": parameters_by_part(config.model, config.architecture),
         "flops_per_token": {"parts": {n: asdict(p) for n, p in parts.items()}, "total": flops, "against_ar": ratio},
         "texts_per_pass": texts,
+        "precision": config.precision,
         "memory": _memory(config, machine, texts),
         "fits_below_bytes": USABLE * machine.accelerator.memory,
         "tokens_per_second": speeds,

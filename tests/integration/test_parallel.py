@@ -260,7 +260,7 @@ def test_under_torchrun_a_signal_to_one_process_stops_all_at_the_same_step(data:
     ((_, said),) = end([process])
     (saved,) = state.checkpoints(run)
     step = state.read_state(saved)["step"]
-    assert said.count("on 2 processes, into") == 1 and said.count("stopped: ") == 1, said
+    assert said.count("on 2 processes, fp32, into") == 1 and said.count("stopped: ") == 1, said
     assert f"stopped: interrupted after step {step}, which is saved; go on with --resume" in said
     assert len(curve(run)) == step
 

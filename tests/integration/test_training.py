@@ -82,6 +82,24 @@ def test_the_loss_falls_in_every_order(data: Path, tmp_path: Path, precision: st
     assert tokenizer is not None and tokenizer.decode(armd.generate(model, length=8).tokens[0].tolist())
 
 
+def test_precision_is_what_the_device_is_faster_in_and_stays(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(small(max_steps=8), precision="auto", save_every=4)
+    for faster, wanted in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(loops, "prefers_bfloat16", lambda device, faster=faster: faster)
+        train(config, data, tmp_path / wanted, quiet=True)
+        train(replace(config, precision=wanted), data, tmp_path / f"{wanted}-named", quiet=True)
+        assert load_config(tmp_path / wanted).precision == wanted
+        assert_same_run(tmp_path / wanted, tmp_path / f"{wanted}-named")
+    train(config, data, tmp_path / "bf16", resume=True, quiet=True)  # fp32 is the faster now, and changes nothing
+    assert load_config(tmp_path / "bf16").precision == "bf16"
+    with pytest.raises(UserError, match="started with other values of precision"):
+        train(replace(config, precision="fp32"), data, tmp_path / "bf16", resume=True, quiet=True)
+    curves = [[r["loss"] for r in read_metrics(tmp_path / name) if "loss" in r] for name in ("bf16", "fp32")]
+    assert curves[0] != curves[1]
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_interrupted_and_resumed_equals_never_stopped(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -111,7 +111,7 @@ def _parts(result: dict[str, Any]) -> Table:
 def _memory(result: dict[str, Any], config: TrainConfig) -> Table:
     title = f"GB on each device, {result['texts_per_pass']} texts of {config.text_length} tokens in a pass"
     parts = [field.name for field in dataclasses.fields(Memory)]
-    table = Table("shared", "activations", *parts, "total", "fits", title=f"{title}, {config.precision}")
+    table = Table("shared", "activations", *parts, "total", "fits", title=f"{title}, {result['precision']}")
     for row in result["memory"]:
         numbers = (f"{row[part] / 1e9:.2f}" for part in (*parts, "total"))
         table.add_row(row["sharding"], row["activations_are"], *numbers, "yes" if row["fits"] else "no")

@@ -124,7 +124,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: str = "bf16"
-    """bf16 (autocast, float32 master weights) or fp32."""
+    """bf16 (autocast, float32 master weights), fp32, or auto: what this device is faster in, kept for --resume."""
     parallel: str = "auto"
     """Several processes (torchrun): ddp (each holds the model), fsdp (each holds a share), or auto: ddp if several."""
     compile: bool = False
@@ -167,8 +167,8 @@ class TrainConfig:
         if not 0 <= self.length <= self.model.max_position_embeddings:
             limit = self.model.max_position_embeddings
             raise UserError(f"length={self.length} must be between 0 and max_position_embeddings={limit}")
-        if self.precision not in ("bf16", "fp32"):
-            raise UserError(f"precision={self.precision!r} must be bf16 or fp32")
+        if self.precision not in ("bf16", "fp32", "auto"):
+            raise UserError(f"precision={self.precision!r} must be bf16, fp32 or auto")
         if self.parallel not in ("auto", "ddp", "fsdp"):
             raise UserError(f"parallel={self.parallel!r} must be auto, ddp or fsdp")
         if self.on_bad_step not in ("stop", "skip"):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +18,14 @@ from armd import checkpoint
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import TrainingStopped, UserError
 from armd.files import write_json
+from armd.gpus import prefers_bfloat16
 from armd.model import Transformer
 from armd.orders import generator
 from armd.train import optim, parallel, state
 from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
 from armd.train.compiler import check_compiler
-from armd.train.config import TrainConfig, to_json
+from armd.train.config import TrainConfig, load_config, to_json
 from armd.train.folder import DONE, alone, check_run, last_validation, naming_last_good
 from armd.train.gauge import Gauge
 from armd.train.guard import Guard
@@ -56,6 +57,15 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name!r}: this machine has {torch.cuda.device_count()} usable GPUs; use --device cpu")
     return device
+
+
+def settle_precision(config: TrainConfig, folder: Path, resume: bool) -> str:
+    """The precision of a run, `auto` settled: as it was before, or what its device is faster in."""
+    if config.precision != "auto":
+        return config.precision
+    if resume and (folder / "run.json").exists():
+        return load_config(folder).precision
+    return "bf16" if prefers_bfloat16(pick_device(config.device)) else "fp32"
 
 
 def train(
@@ -95,6 +105,8 @@ class Trainer:
     """A run that is ready to start: what it reads, its model, and where it stands."""
 
     def __init__(self, config: TrainConfig, data: Path, folder: Path, resume: bool, ranks: Ranks) -> None:
+        precision = ranks.on_first(lambda: settle_precision(config, folder, resume))
+        config = replace(config, precision=precision)
         self.config, self.folder, self.ranks = config, folder, ranks
         ranks.attempt(lambda: self._read(data, resume))
         first = ranks.on_first(lambda: self.identity)
@@ -184,7 +196,7 @@ class Trainer:
     def _greet(self, log: Log | Silence) -> None:
         for what in self.damaged:
             log.say(f"{what}; going on from step {self.done}")
-        size, where = self.model.num_parameters(), f"{self.device}{self.ranks}"
+        size, where = self.model.num_parameters(), f"{self.device}{self.ranks}, {self.config.precision}"
         log.say(f"training {size:,} parameters on {self.train_set.tokens:,} tokens, {where}, into {self.folder}")
 
     def _due(self, every: int) -> bool:
