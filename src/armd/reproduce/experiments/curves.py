@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 from armd.reproduce.bases import armd, as_in_the_paper, baselines, no_strided, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
@@ -69,7 +70,7 @@ def report(study: Study) -> Section:
 def _targets(study: Study, loss: dict[str, list[float]], any_order: dict[str, list[float]]) -> list[Target]:
     own, early = loss[OURS], _at_share(study, OURS, 1 / 3)
     others = [_valid(study, name, "bound") for name in ("MDLM", "BD3-LM 16", "BD3-LM 4")]
-    best = [min(at) for at in zip(*others, strict=False)]
+    best = [min(bound for bound in at if bound is not None) for at in zip_longest(*others)]
     return [
         ratio_target("perplexity left to right at most that of plain AR", _ratios(own, loss["AR"]), 1.0),
         ratio_target("at most 1.04 times that of AR with the prefix layer", _ratios(own, loss["AR + prefix"]), 1.04),
