@@ -21,7 +21,7 @@ import torch
 from armd.data import Manifest
 from armd.families import OrderSchedule
 from armd.presets import tiny
-from armd.train import TrainConfig, load_config, train
+from armd.train import OptimConfig, TrainConfig, load_config, train
 from armd.train.config import to_json
 from armd.train.folder import last_validation
 
@@ -40,7 +40,7 @@ def variants(size: str, vocab_size: int, eos: int | None, steps: int) -> dict[st
     progressive = OrderSchedule(ar_steps=steps // 5, perm_steps=3 * steps // 5, rho=8)
     base = replace(
         base, model=shape, orders=progressive, batch_size=8, max_steps=steps, eval_orders=ORDERS, eval_texts=256,
-        eval_every=steps, save_every=steps,
+        eval_every=steps, save_every=steps, precision="bf16", optim=OptimConfig(lr=2e-3, warmup_steps=50),
     )  # fmt: skip
 
     def armd(query: str, two_stream: int, orders: OrderSchedule = progressive) -> TrainConfig:

@@ -1,8 +1,8 @@
 """Named runs. Each preset is a function of the vocabulary that returns a complete config.
 
-`tiny` and `laptop` are ours: query kind, number of two-stream layers and optimiser are those that won in `docs/log.md`.
-The `paper-*` presets follow the paper: Eq. (6), L2s = L/2, its schedules. What the paper does not say is marked
-*inferred* and follows the SEDD / MDLM line it builds on.
+`tiny` and `laptop` are ours: query kind, number of two-stream layers and optimiser are those that won in `docs/log.md`,
+in short runs of small models; the rates of `laptop` are carried over. The `paper-*` presets follow the paper: Eq. (6),
+L2s = L/2, its schedules. What it does not say is marked *inferred* and follows the SEDD / MDLM line it builds on.
 """
 
 from __future__ import annotations

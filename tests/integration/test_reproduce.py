@@ -33,7 +33,7 @@ from armd.reproduce import (
     train_all,
 )
 from armd.reproduce.experiments import table2, two_stream
-from armd.reproduce.measures import ratio_target
+from armd.reproduce.measures import perplexity_ratios, ratio_target
 from armd.reproduce.run import paper_plan
 from armd.reproduce.study import fingerprint
 from armd.train import OptimConfig, TrainConfig, train
@@ -90,6 +90,12 @@ def test_a_model_is_known_by_all_that_makes_it(data: Path, tmp_path: Path) -> No
     keys = {own, key(Model(little()), parent="other"), key(Model(little()), parent=""), *map(key, map(Model, changed))}
     prepare(lambda: iter([Document("a", "x" * 900), Document("b", "y" * 900)]), "byte", tmp_path / "d", held_out=0.5)
     assert len(keys | {key(Model(little()), tmp_path / "d")}) == 7
+
+
+def test_a_precision_that_hangs_on_the_machine_is_refused(data: Path, tmp_path: Path) -> None:
+    study = Study(experiment(m=Model(little(precision="auto"))), tmp_path, data)
+    with pytest.raises(UserError, match="m leaves precision to the machine; name bf16 or fp32"):
+        _ = study.all_runs
 
 
 def test_seeds_parents_and_shared_models(data: Path, tmp_path: Path) -> None:
@@ -223,9 +229,13 @@ def test_a_frontier_is_once_itself_wherever_its_marks_are() -> None:
 
 
 def test_a_target_is_met_with_every_seed_or_open() -> None:
-    verdicts = [ratio_target("x", ratios, 1.0).met for ratios in ([0.9, 1.0], [1.1, 1.2], [0.9, 1.1], [])]
+    found = ({0: 0.9, 1: 1.0}, {0: 1.1, 1: 1.2}, {0: 0.9, 1: 1.1}, {})
+    verdicts = [ratio_target("x", ratios, (0, 1), 1.0).met for ratios in found]
     assert verdicts == [True, False, None, None]
-    assert ratio_target("x", [1.5, 1.6], 1.5, least=True).met is True
+    assert ratio_target("x", {0: 1.5, 1: 1.6}, (0, 1), 1.5, least=True).met is True
+    half = ratio_target("x", {1: 0.9}, (0, 1), 1.0)
+    assert half.met is None and half.found == "0.900 times (0.900), 1 of 2 seeds"  # the other run ended early
+    assert perplexity_ratios({0: 1.0, 1: 2.0}, {1: 2.0, 2: 1.0}) == {1: 1.0}  # seed beside seed
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -254,7 +264,8 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text + json.dumps(record)  # no path of this machine
     assert publish(tmp_path / "another", "small", page, [toy]) == ["toy"]  # made elsewhere: it stays as it is
     assert page.read_text() == text and (tmp_path / "results" / "toy-1.svg").read_text() == "<svg/>"
-    assert publish(tmp_path / "another", "paper", tmp_path / "results.md", [toy]) == []
+    with pytest.raises(UserError, match="holds results of scale small; give those of paper another page"):
+        publish(tmp_path / "another", "paper", page, [toy])
     (tmp_path / "results" / "toy-1.svg").unlink()
     with pytest.raises(UserError, match=r"toy-1\.svg, a chart of .* is gone"):
         publish(tmp_path / "another", "small", page, [toy])

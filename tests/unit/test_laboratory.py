@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +20,7 @@ from armd import Armd, Autoregressive, Order, generate, nll, save
 from armd.chart import Series, drawing
 from armd.cli import main
 from armd.data import TokenDataset, documents, get_tokenizer, prepare
-from armd.evals import evaluate, held_out_protocol, notebook
+from armd.evals import evaluate, held_out_protocol, laboratory, notebook
 from armd.evals.laboratory import Study, explore, loss_by_rank, read_pair, sensitivity
 from armd.evals.likelihood import orders_of
 from armd.orders import generator
@@ -168,6 +171,28 @@ def test_the_command_writes_what_it_found(folder: Path, capsys: pytest.CaptureFi
     assert main([*words.replace("/lab ", "/lab2 ").split()]) == 0
     table = capsys.readouterr().out
     assert all(protocol["line"] in table.splitlines() for protocol in printed["protocols"].values())
+
+
+def test_looks_that_are_whole_stay_when_it_is_interrupted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"laboratory --model {folder}/run --data {folder}/data --orders left_to_right --streams 2 --texts 2"
+    words += f" --out {tmp_path}/lab --shuffles 2 --evidence 6,12"
+
+    def interrupted(*given: object) -> Iterator[object]:
+        yield from itertools.islice(explore(*given), 4)  # two whole looks, and half of the last
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(laboratory, "explore", interrupted)
+        main(words.split())
+    half, page = json.loads((tmp_path / "lab" / "record.json").read_text()), tmp_path / "lab" / "laboratory.md"
+    assert len(half["evidence"]) == 2 and half["streams"] == [] and not half["complete"]
+    assert "Not complete" in page.read_text()
+    assert main(words.split()) == 0  # the same command makes it whole
+    whole = json.loads((tmp_path / "lab" / "record.json").read_text())
+    assert whole["complete"] and len(whole["streams"]) == 2 and whole["ranks"] == half["ranks"]
+    assert "Not complete" not in page.read_text()
 
 
 @pytest.mark.parametrize(("words", "message"), [

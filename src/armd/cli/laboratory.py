@@ -14,7 +14,7 @@ from armd.cli.models import held_out
 from armd.cli.terminal import say, show
 from armd.errors import UserError
 from armd.evals import held_out_protocol, laboratory, notebook, parse_orders
-from armd.files import json_text
+from armd.files import json_text, read_json
 from armd.model import Armd
 from armd.sampling import check_seed
 from armd.train.loop import pick_device
@@ -60,7 +60,7 @@ class Laboratory:
 
 def run_laboratory(args: Laboratory) -> None:
     check_seed(args.seed)
-    if (args.out / notebook.RECORD).exists():
+    if (args.out / notebook.RECORD).exists() and read_json(args.out / notebook.RECORD).get("complete", True):
         raise UserError(f"out={args.out} holds the record of an earlier study; choose another folder")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
     if not isinstance(model, Armd) or not model.any_order:
@@ -88,6 +88,7 @@ def run_laboratory(args: Laboratory) -> None:
             if len(results) in study.ends:  # what is whole stays if the rest is interrupted
                 found = notebook.Findings.of(results)
                 values = notebook.record(str(args.model), study, found, terms)
+                values["complete"] = len(results) == len(study)
                 parts = notebook.sections(study, found, terms)
                 notebook.write(args.out, values, parts)
     say(f"written: {args.out / notebook.PAGE}")

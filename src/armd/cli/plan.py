@@ -22,7 +22,7 @@ from armd.memory import Memory
 from armd.plan import BUDGETS, BYTES, USABLE, VOCABULARIES, Machine, measured, plan
 from armd.presets import PRESETS, for_architecture, get_preset, with_steps
 from armd.quantities import count, duration
-from armd.train import TrainConfig
+from armd.train import TrainConfig, load_config
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def run_plan(argv: Sequence[str]) -> None:
         base = with_steps(base, steps)
     defaults = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     config = parse(Plan, argv[1:], prog, Plan(**defaults, config=base)).config
+    if options.against is not None and config.precision == "auto":
+        config = dataclasses.replace(config, precision=load_config(options.against).precision)
     machine = Machine(get_accelerator(options.gpu), options.gpus, options.utilisation, options.price_per_hour)
     result: dict[str, Any] = {
         "preset": name,

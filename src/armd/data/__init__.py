@@ -1,6 +1,6 @@
 """Text to tokens to training windows."""
 
-from armd.data.dataset import Spread, TokenDataset
+from armd.data.dataset import Spread, Texts, TokenDataset
 from armd.data.prepare import Manifest, prepare
 from armd.data.sources import NAMED, Document, documents, named_documents, python_documents
 from armd.data.tokenizers import Tokenizer, get_tokenizer
@@ -10,6 +10,7 @@ __all__ = [
     "Document",
     "Manifest",
     "Spread",
+    "Texts",
     "TokenDataset",
     "Tokenizer",
     "documents",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -137,16 +138,35 @@ class TokenDataset:
             raise UserError(f"shard {path} was changed during the run; prepare the data again")
 
 
+@typing.runtime_checkable
+class Texts(typing.Protocol):
+    """Texts of `length` tokens to score, as of `TokenDataset`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens N of a text."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text for each token that is scored."""
+
+    def eval_windows(self) -> int:
+        """Number of texts."""
+
+    def eval_batch(self, start: int, count: int) -> Tensor:
+        """Texts start..start+count-1: (count, length) long."""
+
+
 @dataclass(frozen=True)
 class Spread:
-    """Texts at equal distances in a split: the first ones may all be of one document. All of them, if there are fewer.
+    """Texts at equal distances: the first ones may all be of one document. All of them, if there are fewer.
 
     Attributes:
-        whole: the split.
-        texts: how many of its texts.
+        whole: what they are among, a split for example.
+        texts: how many.
     """
 
-    whole: TokenDataset
+    whole: Texts
     texts: int
 
     @property

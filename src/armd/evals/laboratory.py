@@ -17,9 +17,10 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from armd.data import Texts
 from armd.decode import collect, stream
 from armd.errors import UserError
-from armd.evals.likelihood import Texts, draws_of, orders_of, parse_orders
+from armd.evals.likelihood import draws_of, orders_of, parse_orders
 from armd.evals.meter import Meter, read_meter
 from armd.families import Family
 from armd.model import Armd

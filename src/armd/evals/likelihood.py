@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,32 +11,13 @@ import torch
 from torch import Tensor
 
 from armd.baselines import Denoiser, estimate_bound
-from armd.data import Spread, Tokenizer
+from armd.data import Spread, Texts, Tokenizer
 from armd.errors import UserError
 from armd.evals.protocol import Protocol, vocabulary
 from armd.families import Family
 from armd.model import Transformer
 from armd.objective import any_order_nll, nll
 from armd.orders import Order, generator
-
-
-@typing.runtime_checkable
-class Texts(typing.Protocol):
-    """Texts of `length` tokens to score, as of `armd.data.TokenDataset`."""
-
-    @property
-    def length(self) -> int:
-        """Tokens N of a text."""
-
-    @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text for each token that is scored."""
-
-    def eval_windows(self) -> int:
-        """Number of texts."""
-
-    def eval_batch(self, start: int, count: int) -> Tensor:
-        """Texts start..start+count-1: (count, length) long."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +68,7 @@ def evaluate(
     seed: int = 0,
     scored_from: int = 0,
 ) -> Iterator[Score]:
-    """Score the first `texts` held-out windows in every order, yielding a score as soon as it is there.
+    """Score the first `texts` texts of a data set in every order, yielding a score as soon as it is there.
 
     `strided:S` yields two scores, sequential and parallel blocks; their difference is the parallel penalty.
     With `scored_from` the first tokens of every text are given, not scored: left to right only.
@@ -154,7 +134,7 @@ def draws_of(name: str) -> int:
 def orders_of(name: str, length: int, texts: range, seed: int) -> Iterator[Order]:
     """The orders that some texts of the split are scored in, (len(texts), length) each: K of `uniform:K`, else one.
 
-    They depend on seed and place in the split, not on the batch.
+    They depend on seed and place among the texts, not on the batch.
     """
     family = Family("uniform") if draws_of(name) else Family.parse(name)
     generators = [generator(seed, text) for text in texts]

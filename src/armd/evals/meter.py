@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from armd.data import Texts
 from armd.errors import UserError
-from armd.evals.likelihood import Texts, draws_of, orders_of
+from armd.evals.likelihood import draws_of, orders_of
 from armd.model import Armd
 from armd.objective import CHUNK_LOGITS, nll, row_nll
 from armd.orders import Order
@@ -64,7 +65,7 @@ def read_meter(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Meter:
-    """Read the meter on the first `texts` held-out windows, at temperature 1; text i has the noise of sample i.
+    """Read the meter on the first `texts` held-out texts, at temperature 1; text i has the noise of sample i.
 
     Args:
         order: an order as `evaluate` names them, whose ranks are written S at a time; the strided one if not given.

@@ -97,9 +97,9 @@ def record(model: str, study: Study, found: Findings, terms: Mapping[str, Protoc
     }
 
 
-def page(model: str, parts: Sequence[Section]) -> str:
+def page(model: str, parts: Sequence[Section], complete: bool = True) -> str:
     """Markdown; the pictures lie beside it."""
-    lines = [f"# Order laboratory: {model}", ""]
+    lines = [f"# Order laboratory: {model}", "", *["Not complete: some looks are still to come.", ""] * (not complete)]
     for part in parts:
         lines += [f"## {part.title}", "", part.finding, "", f"![{part.title}]({part.key}.svg)", ""]
         lines += [_row(part.columns), _row(["---"] * len(part.columns)), *map(_row, part.rows), ""]
@@ -111,7 +111,7 @@ def write(folder: Path, values: Mapping[str, Any], parts: Sequence[Section]) -> 
     """Page and pictures, then the record."""
     for part in parts:
         write_text(folder / f"{part.key}.svg", part.picture)
-    write_text(folder / PAGE, page(values["model"], parts))
+    write_text(folder / PAGE, page(values["model"], parts, values.get("complete", True)))
     write_json(folder / RECORD, values)
 
 

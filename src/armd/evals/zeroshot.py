@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from armd.data import Tokenizer, named_documents
+from armd.data import Spread, Tokenizer, named_documents
 from armd.errors import UserError
 from armd.evals.detokenize import DETOKENIZERS
 from armd.evals.likelihood import Score, evaluate
@@ -207,10 +207,10 @@ def zero_shot(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Iterator[ZeroShot]:
-    """Score the first `texts` chunks, default all, in every order."""
+    """Score `texts` chunks at equal distances, default all, in every order."""
     texts = chunks.eval_windows() if texts is None else texts
     options = {"texts": texts, "batch_size": batch_size, "seed": seed, "scored_from": chunks.packing.scored_from}
-    for score in evaluate(model, chunks, orders, **options):
+    for score in evaluate(model, Spread(chunks, texts), orders, **options):
         yield ZeroShot(name, score, math.exp(min(score.nats_per_token / chunks.words_per_token, 700.0)))
 
 
@@ -227,7 +227,7 @@ def zero_shot_protocol(
         [f"split {split} instead of {published}"] * (split != published)
         + ["another tokenizer"] * (not is_gpt2(tokenizer))
         + [f"chunks of {chunks.length:,} tokens instead of {PUBLISHED_LENGTH:,}"] * (chunks.length != PUBLISHED_LENGTH)
-        + [f"the first {used:,} chunks of {count:,}"] * (used < count)
+        + [f"{used:,} chunks of {count:,}, at equal distances"] * (used < count)
     )
     return Protocol(
         task=f"zero-shot perplexity, protocol {family}",

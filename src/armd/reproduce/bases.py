@@ -16,7 +16,7 @@ SENTENCE = 128
 ABLATION_WIDTH = 128
 
 OPTIM = OptimConfig(name="muon", lr=4e-3, muon_lr=1e-2, warmup_steps=50)
-"""Of all small models, whatever their architecture: the best of three rates, tried on ARMD (docs/log.md)."""
+"""Of all small models, whatever their architecture: the lowest, and best, of three Muon rates on ARMD (docs/log.md)."""
 
 
 def progressive(steps: int, rho: int = 8, **changes: Any) -> OrderSchedule:
@@ -51,7 +51,7 @@ def small(setting: Setting, **changes: Any) -> TrainConfig:
 
 
 def ablation(setting: Setting, **changes: Any) -> TrainConfig:
-    """What our own questions, which take many models, are asked of: at small scale half the width and batch."""
+    """What our own questions, which take many models, are asked of: at small scale narrower, of half the batch."""
     if setting.scale == "paper":
         base = armd(setting)
         return replace(base, model=replace(base.model, **changes))

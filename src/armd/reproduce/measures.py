@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -69,16 +70,48 @@ def zero_shot_scores(
 
 def held_out(texts: int) -> str:
     """The terms of held-out numbers, for a note."""
-    return f"held-out documents, {texts:,} windows at equal distances in the split, every token scored"
+    return f"held-out documents, {texts:,} texts at equal distances, or all there are, every token scored"
 
 
-def ratio_target(claim: str, ratios: Sequence[float], bar: float, *, least: bool = False) -> Target:
-    """A target on ratios, one a seed, that are to be at most (or at least) the bar."""
-    if not ratios:
+def ratio_target(
+    claim: str, ratios: Mapping[int, float], seeds: Sequence[int], bar: float, *, least: bool = False
+) -> Target:
+    """A target on ratios by seed that are to be at most (or at least) the bar; open while a seed is missing."""
+    known = [ratios[seed] for seed in seeds if seed in ratios]
+    if not known:
         return Target(claim, "a model is missing", None)
-    good = [ratio >= bar if least else ratio <= bar for ratio in ratios]
-    told = f"{fmean(ratios):.3f} times" + f" ({', '.join(f'{r:.3f}' for r in ratios)})" * (len(ratios) > 1)
+    good = [ratio >= bar if least else ratio <= bar for ratio in known]
+    told = f"{fmean(known):.3f} times ({', '.join(f'{ratio:.3f}' for ratio in known)})"
+    if len(known) < len(seeds):
+        return Target(claim, f"{told}, {len(known)} of {len(seeds)} seeds", None)
     return Target(claim, told, all(good) if all(good) == any(good) else None)
+
+
+def perplexity_ratios(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """How many times the one perplexity is of the other, from nats by seed, for the seeds that both have."""
+    return {seed: math.exp(nats - other[seed]) for seed, nats in own.items() if seed in other}
+
+
+def called(study: Study, name: str) -> str:
+    """The name of a model, with its seeds where it has fewer than the study."""
+    count = len(study.runs(name))
+    return name if count >= len(study.seeds) else f"{name} ({count} seed{'s' * (count != 1)})"
+
+
+def sizes(study: Study, names: Sequence[str]) -> str:
+    """Parameters and tokens of some models, for a note."""
+    runs = [run for name in names for run in study.runs(name)[:1]]
+    if not runs:
+        return "no model"
+    millions = {
+        "parameters": [study.measure(run, parameters) / 1e6 for run in runs],
+        "tokens": [run.tokens / 1e6 for run in runs],
+    }
+    told = []
+    for what, values in millions.items():
+        low, high = f"{min(values):.2f}M", f"{max(values):.2f}M"
+        told.append(f"{low if low == high else f'{low} to {high}'} {what}")
+    return ", ".join(told)
 
 
 def parameters(study: Study, run: Run) -> int:
@@ -100,9 +133,10 @@ def likelihood(study: Study, title: str, names: Sequence[str], *more: tuple[str,
         runs = study.runs(name)
         cells = [spread([nats(study, run, order) for run in runs]) for order in ORDERS]
         cells += [spread([value(run) for run in runs], form) for _, value, form in more]
-        rows.append([name, *cells])
+        rows.append([called(study, name), *cells])
     terms = (
-        f"nats per token; {SCORED:,} tokens of held-out texts at equal distances; uniform: mean over 4 orders a text"
+        f"{sizes(study, names)}; nats per token, one token a block; {SCORED:,} tokens of held-out texts at equal "
+        "distances, or all there are; uniform: mean over 4 orders a text"
     )
     return Table(title, ("model", *ORDERS, *(column for column, _, _ in more)), rows, (terms,))
 

@@ -61,7 +61,9 @@ def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]
     for experiment in experiments:
         path = out / "sections" / scale / f"{experiment.name}.json"
         found = read_json(path) if path.exists() else read_record(page, experiment.name)
-        if found is not None and found["scale"] == scale:
+        if found is not None:
+            if found["scale"] != scale:
+                raise UserError(f"{page} holds results of scale {found['scale']}; give those of {scale} another page")
             records[experiment.name] = found
     write_page(page, records, paper_plan(experiments) if scale == "small" else None)
     return list(records)

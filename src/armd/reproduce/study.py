@@ -145,6 +145,8 @@ class Study:
     def _run(self, name: str, config: TrainConfig, digest: str, parent: Run | None) -> Run:
         values = {key: value for key, value in _changed(config).items() if key not in (*EXECUTION, "init")}
         key = _hash([values, digest, parent.key if parent else None])
+        if config.precision == "auto":
+            raise UserError(f"{self.experiment.name}: {name} leaves precision to the machine; name bf16 or fp32")
         if config.init:
             raise UserError(f"{self.experiment.name}: {name} sets init; name a parent instead")
         before = parent.tokens if parent else 0
@@ -192,7 +194,8 @@ def fingerprint(function: Callable[..., Any]) -> str:
         constants = [look(c, scope) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
         return [code.co_code.hex(), code.co_names, constants]
 
-    return _hash([look(function.__code__, function.__globals__), sorted(seen.items())])
+    defaults = repr((function.__defaults__, function.__kwdefaults__))
+    return _hash([look(function.__code__, function.__globals__), defaults, sorted(seen.items())])
 
 
 def _changed(config: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, or auto: cuda where there is one."""
     precision: str = "bf16"
-    """bf16 (autocast, float32 master weights), fp32, or auto: what this device is faster in, kept for --resume."""
+    """bf16 (autocast, float32 master weights), fp32, or auto: bf16 where matrix products are clearly faster in it."""
     parallel: str = "auto"
     """Several processes (torchrun): ddp (each holds the model), fsdp (each holds a share), or auto: ddp if several."""
     compile: bool = False
@@ -265,7 +265,7 @@ class TrainConfig:
         return str(family), self.orders.order(step, self.seed, self.max_steps, batch, length)
 
     def held_out_draw(self, name: str, texts: int) -> Draw:
-        """What hides the tokens of the first held-out texts, the same in every validation."""
+        """What hides the tokens of the held-out texts, the same in every validation."""
         if name == "bound":
             return self._noise(texts, self.text_length, generator(0), counted=True)
         return Family.parse(name).orders(self.text_length, (generator(0, text) for text in range(texts)))

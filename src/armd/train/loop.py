@@ -60,7 +60,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def settle_precision(config: TrainConfig, folder: Path, resume: bool) -> str:
-    """The precision of a run, `auto` settled: as it was before, or what its device is faster in."""
+    """The precision of a run, `auto` settled: what it was started with, or what its device is faster in."""
     if config.precision != "auto":
         return config.precision
     if resume and (folder / "run.json").exists():
@@ -106,7 +106,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: Path, folder: Path, resume: bool, ranks: Ranks) -> None:
         precision = ranks.on_first(lambda: settle_precision(config, folder, resume))
-        config = replace(config, precision=precision)
+        if config.precision == "auto":
+            config = replace(config, precision=precision)
         self.config, self.folder, self.ranks = config, folder, ranks
         ranks.attempt(lambda: self._read(data, resume))
         first = ranks.on_first(lambda: self.identity)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from armd.reproduce.bases import ablation, baselines
 from armd.reproduce.experiment import Experiment, Model, Section, Setting, Table
-from armd.reproduce.measures import SCORED, main_order, score
+from armd.reproduce.measures import SCORED, main_order, score, sizes
 from armd.reproduce.page import spread
 from armd.reproduce.study import Study
 
@@ -37,7 +37,10 @@ def report(study: Study) -> Section:
         cells = [[score(study, r, main_order(r), SCORED // r.config.text_length)["nats_per_token"] for r in at]
                  for at in runs]  # fmt: skip
         rows.append([name, *(spread(cell) for cell in cells)])
-    note = "nats per token, left to right for ARMD and AR, the bound over 8 times a text for the others; one seed"
+    note = (
+        f"{sizes(study, study.names)}; nats per token, left to right for ARMD and AR, the bound over 8 times a text "
+        f"for the others; {SCORED:,} tokens of held-out texts at equal distances, or all there are; one seed"
+    )
     columns = ("model", *(f"rate x {factor:g}" for factor in FACTORS))
     return Section("", [Table("Held-out loss by rate", columns, rows, (note,))])
 
@@ -45,8 +48,8 @@ def report(study: Study) -> Section:
 RATES = Experiment(
     "rates",
     "Is one learning rate fair to all?",
-    "All architectures are compared at one pair of rates, found on ARMD. Would another have been better for some of "
-    "them? Both rates, of the matrices and of the rest, are multiplied by a factor.",
+    "All architectures are compared at one pair of rates. Would another have been better for some of them? Both rates, "
+    "of the matrices and of the rest, are multiplied by a factor, on smaller models than those compared.",
     models,
     report,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -117,16 +118,13 @@ def report(study: Study) -> Section:
         Table("Work", ("order", "passes a puzzle", "ms a puzzle"), speed, (f"{TARGET} puzzles, 64 at once",)),
     ]
     shares = [f["solved"] for f in found[TARGET, "margin"]]
-    claim = f"margin solves at least {TARGET_SHARE:.0%} of {TARGET} puzzles"
+    claim = f"margin solves at least {TARGET_SHARE:.0%} of {TARGET} puzzles, the mean over the seeds"
     told = f"{spread([100 * share for share in shares], '.1f')}%"
-    return Section("", tables, [_learning(study)], [Target(claim, told, _reached(shares))])
+    reached = fmean(shares) >= TARGET_SHARE if len(shares) == len(study.seeds) else None
+    return Section("", tables, [_learning(study)], [Target(claim, told, reached)])
 
 
 SPEED = (("passes", 1.0), ("seconds", 1000.0))
-
-
-def _reached(shares: list[float]) -> bool | None:
-    return sum(shares) / len(shares) >= TARGET_SHARE if shares else None
 
 
 def _learning(study: Study) -> Figure:

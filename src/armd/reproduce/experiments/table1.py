@@ -10,7 +10,7 @@ from typing import Any
 
 from armd.reproduce.bases import armd, as_in_the_paper, baselines
 from armd.reproduce.experiment import Experiment, Model, Section, Setting, Table
-from armd.reproduce.measures import zero_shot_scores
+from armd.reproduce.measures import called, zero_shot_scores
 from armd.reproduce.page import spread
 from armd.reproduce.paper import ZERO_SHOT_MEDIUM, ZERO_SHOT_SETS, ZERO_SHOT_SMALL
 from armd.reproduce.study import Study
@@ -43,11 +43,11 @@ def report(study: Study) -> Section:
         for name in NAMES
     }
     by_word = {
-        name: [spread([each["word_perplexity"] for each in by_set[data]], ",.0f") for data in sets]
+        called(study, name): [spread([each["word_perplexity"] for each in by_set[data]], ",.0f") for data in sets]
         for name, by_set in found.items()
     }
     by_byte = {
-        name: [spread([each["bits_per_byte"] for each in by_set[data]], ".3f") for data in sets]
+        called(study, name): [spread([each["bits_per_byte"] for each in by_set[data]], ".3f") for data in sets]
         for name, by_set in found.items()
     }
     terms = list(dict.fromkeys(each["protocol"] for by in found.values() for data in sets for each in by[data]))

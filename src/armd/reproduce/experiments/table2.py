@@ -13,7 +13,7 @@ from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
-from armd.reproduce.measures import ratio_target, svg
+from armd.reproduce.measures import called, ratio_target, svg
 from armd.reproduce.page import spread
 from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
@@ -73,13 +73,17 @@ def texts(study: Study, run: Run, *, each: int, temperature: float, judge: str) 
     return {**found, "protocol": quality_protocol(model, tokenizer, judging, writing).line}
 
 
-def frontiers(study: Study, name: str, each: int) -> list[list[dict[str, Any]]]:
-    """The texts of every finished run of a model, temperature by temperature: seeds x temperatures."""
-    return [
-        [study.measure(run, texts, each=each, temperature=at, judge=judge.weights) for at in TEMPERATURES]
+Frontier = list[dict[str, Any]]
+"""Texts of a model at `TEMPERATURES`, judged."""
+
+
+def frontiers(study: Study, name: str, each: int) -> dict[int, Frontier]:
+    """Those of the finished runs of a model, by seed."""
+    return {
+        run.seed: [study.measure(run, texts, each=each, temperature=at, judge=judge.weights) for at in TEMPERATURES]
         for judge in study.runs(JUDGE)
         for run in study.runs(name)
-    ]
+    }
 
 
 # ---- report ----------------------------------------------------------------------------------------------------------
@@ -93,9 +97,9 @@ def report(study: Study) -> Section:
     found = {key: seeds for key, seeds in found.items() if seeds}
     rows = []
     for name in dict.fromkeys(name for name, _ in found):
-        cells = [_cell(found.get((name, each), [])) for each in SHARES]
-        rows.append([name, *cells])
-    protocols = [row["protocol"] for seeds in found.values() for row in seeds[0][:1]]
+        cells = [_cell(list(found.get((name, each), {}).values())) for each in SHARES]
+        rows.append([called(study, name), *cells])
+    protocols = [at["protocol"] for seeds in found.values() for frontier in seeds.values() for at in frontier[:1]]
     notes = [f"i_SBP: steps of strided fine-tuning, above those of the others; {JUDGE}: trained on the same documents"]
     ours = Table(
         "Ours: generative perplexity (entropy in nats) at temperature 1, by tokens a step",
@@ -110,13 +114,13 @@ def report(study: Study) -> Section:
     )
     best = _best(names)
     shown = {
-        f"{name}, {each} a step": _line(found[name, each])
+        f"{name}, {each} a step": _line(list(found[name, each].values()))
         for name, each in [("AR", 1), *((best, each) for each in SHARES), *(("MDLM", each) for each in SHARES)]
         if (name, each) in found
     }
     drawn = svg("Quality against diversity", shown, ("entropy, nats", "generative perplexity"), log_y=True)
     figure = Figure("Quality against diversity", drawn, "a line for each writer, a mark for each temperature")
-    return Section("", [ours, paper], [figure], _targets(found, best))
+    return Section("", [ours, paper], [figure], _targets(study, found, best))
 
 
 def _best(names: list[str]) -> str:
@@ -125,7 +129,7 @@ def _best(names: list[str]) -> str:
     return [name for name in names if name.startswith(first)][-1]
 
 
-def _cell(seeds: list[list[dict[str, Any]]]) -> str:
+def _cell(seeds: list[Frontier]) -> str:
     last = [rows[-1] for rows in seeds]
     if not last:
         return ""
@@ -133,7 +137,7 @@ def _cell(seeds: list[list[dict[str, Any]]]) -> str:
     return f"{spread([row['generative_perplexity'] for row in last], '.1f')} ({entropy:.2f})"
 
 
-def _line(seeds: list[list[dict[str, Any]]]) -> list[tuple[float, float]]:
+def _line(seeds: list[Frontier]) -> list[tuple[float, float]]:
     """Mean entropy and mean perplexity over the seeds, temperature by temperature."""
     return [
         (fmean(row["entropy"] for row in at), fmean(row["generative_perplexity"] for row in at))
@@ -164,32 +168,24 @@ def ratio_at_equal_entropy(line: list[tuple[float, float]], own: list[tuple[floa
     return math.exp(fmean(logs)) if len(logs) > 1 else None
 
 
-def _targets(found: dict[tuple[str, int], list[list[dict[str, Any]]]], best: str) -> list[Target]:
+def _targets(study: Study, found: dict[tuple[str, int], dict[int, Frontier]], best: str) -> list[Target]:
+    def compared(claim: str, one: tuple[str, int], other: tuple[str, int], bar: float, least: bool) -> Target:
+        """On two frontiers, seed by seed."""
+        own, theirs = found.get(one, {}), found.get(other, {})
+        both = {seed: ratio_at_equal_entropy(_line([own[seed]]), _line([theirs[seed]])) for seed in own.keys() & theirs}
+        ratios = {seed: ratio for seed, ratio in both.items() if ratio is not None}
+        if both and not ratios:
+            return Target(claim, "they share no range of entropies", None)
+        return ratio_target(claim, ratios, study.seeds, bar, least=least)
+
     targets = []
     for each in SHARES[1:]:
         claim = f"{each} tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy"
-        targets.append(_compared(claim, found, (best, each), (best, 1), 1.1, least=False))
+        targets.append(compared(claim, (best, each), (best, 1), 1.1, least=False))
     for each in SHARES:
         claim = f"MDLM at {each} a step at least 1.5 times the perplexity of ARMD at {each}, at equal entropy"
-        targets.append(_compared(claim, found, ("MDLM", each), (best, each), 1.5, least=True))
+        targets.append(compared(claim, ("MDLM", each), (best, each), 1.5, least=True))
     return targets
-
-
-def _compared(
-    claim: str,
-    found: dict[tuple[str, int], list[list[dict[str, Any]]]],
-    one: tuple[str, int],
-    other: tuple[str, int],
-    bar: float,
-    least: bool,
-) -> Target:
-    """A target on two frontiers, seed by seed."""
-    pairs = list(zip(found.get(one, []), found.get(other, []), strict=False))
-    ratios = [ratio_at_equal_entropy(_line([a]), _line([b])) for a, b in pairs]
-    known = [ratio for ratio in ratios if ratio is not None]
-    if pairs and not known:
-        return Target(claim, "they share no range of entropies", None)
-    return ratio_target(claim, known, bar, least=least)
 
 
 TABLE2 = Experiment(

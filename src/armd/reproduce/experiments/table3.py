@@ -6,7 +6,7 @@ import math
 
 from armd.reproduce.bases import as_in_the_paper, baselines, sentences
 from armd.reproduce.experiment import Experiment, Model, Section, Setting, Table
-from armd.reproduce.measures import held_out, main_order, score
+from armd.reproduce.measures import called, held_out, main_order, score
 from armd.reproduce.page import spread
 from armd.reproduce.paper import LM1B
 from armd.reproduce.study import Study
@@ -24,7 +24,10 @@ def report(study: Study) -> Section:
         name: [score(study, run, main_order(run), texts=1024)["nats_per_token"] for run in study.runs(name)]
         for name in NAMES
     }
-    rows = [[name, spread(values), spread([math.exp(v) for v in values], ".2f")] for name, values in nats.items()]
+    rows = [
+        [called(study, name), spread(values), spread([math.exp(v) for v in values], ".2f")]
+        for name, values in nats.items()
+    ]
     ours = Table(
         "Ours",
         ("model", "nats/token", "perplexity"),
