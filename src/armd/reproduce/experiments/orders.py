@@ -20,6 +20,9 @@ def models(setting: Setting) -> dict[str, Model]:
         **{f"progressive, rho = {rho}": progressive(steps, rho) for rho in (4, 8, 16, 32)},
         "progressive, rho = 8, subsets": progressive(steps, 8, shuffle="subset"),
         "progressive, rho = 8, a fifth uniform": mixed(steps),
+        "progressive, rho = 8, a twentieth uniform, 0.3 left to right": progressive(
+            steps, floors={"left_to_right": 0.3, "uniform": 0.05}
+        ),
         "uniform": OrderSchedule(floors={"uniform": 1.0}),
     }
     return {name: Model(replace(config, orders=orders)) for name, orders in schedules.items()}
