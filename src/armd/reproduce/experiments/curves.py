@@ -112,8 +112,8 @@ def _targets(study: Study, loss: dict[str, dict[int, float]], any_order: dict[st
     early = _at_share(study, OURS, 1 / 3, "left_to_right"), _at_share(study, OURS, 1 / 3, "uniform")
     return [
         *targets,
-        target(f"{OURS}: perplexity left to right at a third of the tokens at most the best bound of MDLM and BD3-LM at "
-               "all of them, on the texts of training's validation (of blocks of 16, one seed)",
+        target(f"{OURS}: perplexity left to right at a third of the tokens at most the best bound of MDLM and BD3-LM "
+               "at all of them, on the texts of training's validation (of blocks of 16, one seed)",
                early[0], _best(study)),
         target(f"{OURS}: the same in random orders, at most MDLM's bound at all of the tokens",
                early[1], _at_share(study, "MDLM", 1.0, "bound")),
