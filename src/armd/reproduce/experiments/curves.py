@@ -67,7 +67,7 @@ def report(study: Study) -> Section:
         "for MDLM its bound, which is the same quantity; tokens: those of the model it was fine-tuned from included",
         *(f"{name}: {_described(study.runs(name)[0])}" for name in (OURS, PROGRESSIVE, PAPERS) if study.runs(name)),
         f"{TUNED}: strided orders only; {LONGER}: the orders that training ended with; both at a fifth of the rates",
-        *[_terms(study.runs(OURS)[0])] * bool(study.runs(OURS)),
+        *map(_terms, study.runs(OURS)[:1]),
     )
     lines = {name: mean_curve(study, name, main_order(study.runs(name)[0]).partition(":")[0]) for name in NAMES
              if study.runs(name)}  # fmt: skip
