@@ -74,7 +74,7 @@ def report(study: Study) -> Section:
     lines["ARMD, random orders"] = mean_curve(study, OURS, "uniform")
     figure = Figure(
         "Held-out loss against tokens",
-        svg("Held-out loss against tokens", lines, ("million tokens", "nats/token"), log_y=True),
+        svg("Held-out loss against tokens", lines, ("million tokens", "nats/token")),
         "left to right for ARMD and AR, the bound for masked and block diffusion",
     )
     return Section("", [Table("Likelihood", columns, rows, notes)], [figure], _targets(study, loss, any_order))
