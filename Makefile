@@ -2,6 +2,7 @@
 # make test   lint, types, import contract, tests, wheel, README; what CI runs
 # make lint   the first three of these
 # make test-long  exact decoding against one token at a time on 4,000 random requests (half an hour)
+# make test-gpu   what only runs on an NVIDIA GPU against the CPU (minutes; shapes unchecked, as the compiler needs)
 # make test-crash  30 kills of a training run at random moments, resumed each time, against a run left alone (minutes)
 # make results DATA=...  every experiment at small scale, into results/ and docs/results.md (many hours on 2 cores; resumes)
 # make bench  speed of training steps and decoding on this machine
@@ -13,7 +14,7 @@ BIN := .venv/bin
 DATA ?= data
 JOBS ?= 2
 
-.PHONY: demo test test-long test-crash results lint format bench wheel clean
+.PHONY: demo test test-long test-gpu test-crash results lint format bench wheel clean
 
 .venv: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +30,9 @@ test: lint
 
 test-long: .venv
 	$(BIN)/python -m pytest tests/invariants/test_exact.py --hypothesis-profile=long --timeout=7200
+
+test-gpu: .venv
+	$(BIN)/python -m pytest tests/gpu --override-ini addopts= --numprocesses 4
 
 test-crash: .venv
 	OMP_NUM_THREADS=1 $(BIN)/python tests/crash.py --kills 30

@@ -10,11 +10,13 @@ over when its rank comes again, and until then it lies beyond the limit of every
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from armd.layers import Keep
 from armd.masks import HIDDEN, Visibility
 
 
@@ -108,8 +110,10 @@ class Places:
         assert isinstance(see.strict.rendered, Tensor)
         return cls(cache, content, prediction, see.strict.rendered.shape[-1])
 
-    def content(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cache.content.write(layer, self.content_columns, k, v, self.width)
+    def content(self, layer: int) -> Keep:
+        """What puts content rows of a layer into that store."""
+        return partial(self.cache.content.write, layer, self.content_columns, width=self.width)
 
-    def prediction(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cache.prediction.write(layer, self.prediction_columns, k, v, self.width)
+    def prediction(self, layer: int) -> Keep:
+        """What puts prediction rows of a layer, counted from the first that has them, into theirs."""
+        return partial(self.cache.prediction.write, layer, self.prediction_columns, width=self.width)

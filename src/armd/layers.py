@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from armd.masks import Mask
+
+Result = TypeVar("Result")
+Rotation = tuple[Tensor, Tensor]
+"""Cosine and sine of the rows' angles, see `Rotary`."""
 
 
 class _RMSNorm(Function):
@@ -45,7 +49,7 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm whose weight follows the rows: under autocast they may be bfloat16 and the weight float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and x.device.type == "cpu":
+        if torch.is_grad_enabled() and x.device.type == "cpu" and not torch.compiler.is_compiling():
             return _RMSNorm.apply(x, self.weight, self.eps)
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
@@ -116,9 +120,15 @@ class _Rotation(Function):
         return _Rotation.apply(grad, cos, -sin), None, None
 
 
-def rotate(x: Float[Tensor, "B H R K"], rotation: tuple[Tensor, Tensor]) -> Float[Tensor, "B H R K"]:
+def rotate(x: Float[Tensor, "B H R K"], rotation: Rotation) -> Float[Tensor, "B H R K"]:
     """Turn the pairs (x[i], x[i + K/2]) by the angles of their rows."""
-    return _Rotation.apply(x, *rotation)
+    if not torch.compiler.is_compiling():
+        return _Rotation.apply(x, *rotation)
+    cos, sin = rotation  # the compiler fuses this, and its gradient, into one loop each
+    near = cos[..., : sin.shape[-1]]
+    left, right = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
+    turned = torch.cat((left * near - right * sin, right * near + left * sin), dim=-1)
+    return turned.to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
@@ -143,7 +153,8 @@ class Layer(nn.Module):
     """A pre-norm transformer layer whose queries and whose keys may come from different rows.
 
     Both streams of Eq. (7) run through the same layer: `keys_values` reads the rows to be seen, `queries` the rows that
-    look, `project` rows that do both; `forward` updates the rows that look.
+    look, `project` rows that do both; `update` changes the rows that look. `self_attend`, `cross_attend` and
+    `both_attend` are whole layers, called through `forward`, so that FSDP and torch.compile find one way in.
     """
 
     def __init__(
@@ -169,29 +180,33 @@ class Layer(nn.Module):
         self.up = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def queries(self, rows: Float[Tensor, "B R D"], rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def queries(self, rows: Float[Tensor, "B R D"], rotation: Rotation) -> Tensor:
         """Rotated queries of (B, R, D) rows: (B, heads, R, head_size)."""
         return self._queries(self.attention_norm(rows), rotation)
 
-    def keys_values(self, rows: Float[Tensor, "B R D"], rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def keys_values(self, rows: Float[Tensor, "B R D"], rotation: Rotation) -> tuple[Tensor, Tensor]:
         """Keys and values of (B, R, D) rows, each (B, heads, R, head_size); the keys are rotated."""
         return self._keys_values(self.attention_norm(rows), rotation)
 
-    def project(self, rows: Float[Tensor, "B R D"], rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, rows: Float[Tensor, "B R D"], rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the same rows."""
         normal = _to_autocast(self.attention_norm(rows))
         return self._queries(normal, rotation), *self._keys_values(normal, rotation)
 
-    def forward(self, rows: Float[Tensor, "B R D"], q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+    def forward(self, attend: Callable[..., Result], *args: Any) -> Result:
+        """A whole layer: `attend` with this layer's weights."""
+        return attend(self, *args)
+
+    def update(self, rows: Float[Tensor, "B R D"], q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """Update (B, R, D) rows by attention of their queries over the given keys and values, then by the MLP."""
         seen = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         rows = rows + self._drop(self.attention_out(seen.transpose(1, 2).flatten(2)))
         return rows + self._drop(self.down(self.activation(self.up(self.mlp_norm(rows)))))
 
-    def _queries(self, normal: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def _queries(self, normal: Tensor, rotation: Rotation) -> Tensor:
         return rotate(self.query_norm(self._split(self.query(normal))), rotation)
 
-    def _keys_values(self, normal: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _keys_values(self, normal: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         k, v = self.key_value(normal).chunk(2, dim=-1)
         return rotate(self.key_norm(self._split(k)), rotation), self._split(v)
 
@@ -202,9 +217,42 @@ class Layer(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-def self_attend(layer: Layer, rows: Tensor, rotation: tuple[Tensor, Tensor], mask: Mask) -> Tensor:
-    """A whole layer for rows that look at each other."""
-    return layer(rows, *layer.project(rows, rotation), mask)
+Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Puts the keys and values of a pass into a cache; returns all that are to be seen."""
+
+
+def _only_these(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return k, v
+
+
+def self_attend(layer: Layer, rows: Tensor, rotation: Rotation, mask: Mask, keep: Keep = _only_these) -> Tensor:
+    """Rows that look at each other."""
+    q, k, v = layer.project(rows, rotation)
+    return layer.update(rows, q, *keep(k, v), mask)
+
+
+def cross_attend(
+    layer: Layer, x: Tensor, g: Tensor, at_x: Rotation, at_g: Rotation, mask: Mask, keep: Keep = _only_these
+) -> Tensor:
+    """Rows g that look at rows x, when nobody will read x any more."""
+    k, v = keep(*layer.keys_values(x, at_x))
+    return layer.update(g, layer.queries(g, at_g), k, v, mask)
+
+
+def both_attend(
+    layer: Layer,
+    x: Tensor,
+    g: Tensor,
+    at_x: Rotation,
+    at_g: Rotation,
+    masks: tuple[Mask, Mask],
+    keep: Keep = _only_these,
+) -> tuple[Tensor, Tensor]:
+    """Rows x that look at each other, and rows g that look at them; a mask for each."""
+    q, k, v = layer.project(x, at_x)
+    k, v = keep(k, v)
+    g = layer.update(g, layer.queries(g, at_g), k, v, masks[1])
+    return layer.update(x, q, k, v, masks[0]), g
 
 
 def initialise(model: nn.Module, layers: int, zero_init_residual: bool = False, std: float = 0.02) -> None:

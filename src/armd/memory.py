@@ -27,7 +27,7 @@ from armd.baselines import Denoiser
 from armd.checkpoint import ARCHITECTURES
 from armd.flops import shapes_only
 from armd.model import Armd, ArmdConfig
-from armd.objective import CHUNK_LOGITS
+from armd.objective import CHUNK_LOGITS, GPU_CHUNK_LOGITS
 from armd.train import TrainConfig
 from armd.train.optim import muon_matrices
 
@@ -69,6 +69,7 @@ def training_memory(
     *,
     passes: int = 1,
     recompute: bool = False,
+    gpu: bool = False,
 ) -> Memory:
     """Memory of a step on one of `devices`.
 
@@ -77,6 +78,7 @@ def training_memory(
         sharding: one of `SHARDINGS`.
         passes: forward passes of a step; with more than one, fsdp sums the gradients of whole weights before it shares.
         recompute: whether layers keep only the rows that enter them, and are computed again in the backward pass.
+        gpu: whether it is one, which takes more of the logits at once.
     """
     model = shapes_only(config.model, config.architecture)
     weights = FLOAT * model.num_parameters()
@@ -98,7 +100,7 @@ def training_memory(
         average=weights / share if config.optim.ema else 0,
         copies=copies,
         activations=rows * activation_bytes(config, recompute),
-        logits=min(rows, max(CHUNK_LOGITS // config.model.vocab_size, 1))
+        logits=min(rows, max((GPU_CHUNK_LOGITS if gpu else CHUNK_LOGITS) // config.model.vocab_size, 1))
         * config.model.vocab_size
         * 8  # float32 logits and their log-softmax
         + FLOAT * model.head_weight.numel(),

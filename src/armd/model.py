@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,10 @@ from torch.utils.checkpoint import checkpoint
 from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
 from armd.fields import check_types
-from armd.layers import ACTIVATIONS, NORMS, Layer, Rotary, initialise
+from armd.layers import ACTIVATIONS, NORMS, Layer, Result, Rotary, both_attend, cross_attend, initialise, self_attend
 from armd.masks import Visibility, causal, dense, strictly_causal
 from armd.orders import Order
 from armd.prefix import PREFIXES
-
-Result = TypeVar("Result")
 
 # Far above any real network: a size of a damaged file is refused before anything of that size is made.
 LARGEST = {
@@ -243,14 +241,13 @@ class Transformer(nn.Module):
         """Compile what layers and prefix compute; all layers share one compilation. Parameters keep their names."""
         self.compiled = True
         for layer in self.layers:
-            for name in ("queries", "keys_values", "project", "forward"):
-                setattr(layer, name, torch.compile(getattr(layer, name)))
+            layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
 
-    def run_layer(self, layer: Callable[..., Result], *args: Any) -> Result:
-        """Call a layer's computation; with `checkpoint_activations` set, only its inputs are kept for the gradient."""
+    def run_layer(self, layer: Layer, attend: Callable[..., Result], *args: Any) -> Result:
+        """Call a layer; with `checkpoint_activations` set, only its inputs are kept for the gradient."""
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(layer, *args, use_reentrant=False)
-        return layer(*args)
+            return checkpoint(layer, attend, *args, use_reentrant=False)
+        return layer(attend, *args)
 
     def _at_slots(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Embedded tokens with what the network has learned about their slots."""
@@ -355,31 +352,16 @@ class Armd(Transformer):
     def _two_streams(
         self, x: Tensor, g: Tensor, slots: Tensor, target_slots: Tensor, see: Visibility, places: Places | None
     ) -> Tensor:
-        rotations = self.rotary(slots), self.rotary(target_slots - 1)
-        for i in range(len(self.layers)):
-            x, g = self.run_layer(self._layer, i, x, g, rotations, see, places)
+        at_x, at_g = self.rotary(slots), self.rotary(target_slots - 1)
+        last = self.config.num_two_stream_layers - 1
+        for i, layer in enumerate(self.layers):
+            if i > last:
+                keep = [places.prediction(i - last - 1)] if places else []
+                g = self.run_layer(layer, self_attend, g, at_g, see.prediction, *keep)
+                continue
+            keep = [places.content(i)] if places else []
+            if i == last:  # nobody reads the last X
+                g = self.run_layer(layer, cross_attend, x, g, at_x, at_g, see.strict, *keep)
+            else:
+                x, g = self.run_layer(layer, both_attend, x, g, at_x, at_g, (see.content, see.strict), *keep)
         return self.norm(g)
-
-    def _layer(
-        self,
-        i: int,
-        x: Tensor,
-        g: Tensor,
-        rotations: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
-        see: Visibility,
-        places: Places | None,
-    ) -> tuple[Tensor, Tensor]:
-        layer, last = self.layers[i], self.config.num_two_stream_layers - 1
-        at_x, at_g = rotations
-        if i > last:
-            q, k, v = layer.project(g, at_g)
-            k, v = places.prediction(i - last - 1, k, v) if places else (k, v)
-            return x, layer(g, q, k, v, see.prediction)
-        if i == last:  # nobody reads the last X
-            k, v = layer.keys_values(x, at_x)
-            k, v = places.content(i, k, v) if places else (k, v)
-            return x, layer(g, layer.queries(g, at_g), k, v, see.strict)
-        q, k, v = layer.project(x, at_x)
-        k, v = places.content(i, k, v) if places else (k, v)
-        g = layer(g, layer.queries(g, at_g), k, v, see.strict)
-        return layer(x, q, k, v, see.content), g

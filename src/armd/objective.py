@@ -25,15 +25,18 @@ from armd.families import Family
 from armd.model import Transformer
 from armd.orders import Order
 
-CHUNK_LOGITS = 2**26
-"""Most logits held at once (256 MiB in float32); longer losses go chunk by chunk.
+CHUNK_LOGITS, GPU_CHUNK_LOGITS = 2**26, 2**28
+"""Most logits held at once (256 MiB and 1 GiB in float32); longer losses go chunk by chunk.
 
-Smaller chunks would make a GPU spend as long on summing their gradients by the head as on computing them.
+A GPU would spend as long on summing the gradients of smaller chunks by the head as on computing them.
 """
+GPU_TILE = 128
+"""A GPU multiplies matrices much faster whose sides are multiples of this."""
 
 
 def _chunk_rows(weight: Tensor) -> int:
-    return max(CHUNK_LOGITS // weight.shape[0], 1)
+    rows = (GPU_CHUNK_LOGITS if weight.is_cuda else CHUNK_LOGITS) // weight.shape[0]
+    return max(rows // GPU_TILE * GPU_TILE if weight.is_cuda else rows, 1)
 
 
 def _cross_entropy(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -60,10 +63,14 @@ def row_nll(
     return torch.cat(losses).view_as(targets)
 
 
-def _chunk_loss(rows: Tensor, weight: Tensor, targets: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sum gamma * nll of some rows, and its gradients by rows (R, D) and weight (V, D)."""
-    log_probs = F.linear(rows, weight).to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
-    goal = targets[:, None]
+def _chunk_loss(
+    rows: Tensor, weight: Tensor, targets: Tensor, gamma: Tensor, vocabulary: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum gamma * nll of some rows, and its gradients by rows (R, D) and weight, whose rows from V on are padding."""
+    logits = F.linear(rows, weight).to(torch.promote_types(rows.dtype, torch.float32))
+    if vocabulary < len(weight):
+        logits = torch.where(torch.arange(len(weight), device=rows.device) < vocabulary, logits, -math.inf)
+    log_probs, goal = logits.log_softmax(-1), targets[:, None]
     total = -(gamma * log_probs.gather(1, goal)[:, 0]).sum()
     slope = log_probs.exp_().scatter_add_(1, goal, torch.full_like(goal, -1, dtype=log_probs.dtype))
     slope = slope.mul_(gamma[:, None]).to(rows.dtype)
@@ -87,13 +94,14 @@ class _WeightedNll(Function):
         values, changes, to_weight = [], [], None
         # Casts are made here: autocast would remember that of the weight, made without a gradient, for later uses.
         with torch.autocast(kind, enabled=False):
-            narrow = weight.to(dtype)
+            narrow = F.pad(weight.to(dtype), (0, 0, 0, -len(weight) % GPU_TILE if weight.is_cuda else 0))
             for part in zip(rows.to(dtype).split(size), targets.split(size), gamma.split(size), strict=True):
-                value, to_rows, change = chunk(part[0], narrow, *part[1:])
+                value, to_rows, change = chunk(part[0], narrow, *part[1:], len(weight))
                 values.append(value)
                 changes.append(to_rows)
                 to_weight = change.to(value.dtype) if to_weight is None else to_weight.add_(change)
-        ctx.save_for_backward(torch.cat(changes), to_weight)
+        assert to_weight is not None
+        ctx.save_for_backward(torch.cat(changes), to_weight[: len(weight)])
         ctx.dtypes = rows.dtype, weight.dtype
         return torch.stack(values).sum()
 

@@ -89,10 +89,13 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
 
 
 def _memory(config: TrainConfig, machine: Machine, texts: int) -> list[dict[str, Any]]:
-    rows, passes = [], config.batch_size // (machine.devices * texts)
+    rows, gpu = [], machine.accelerator in GPUS.values()
+    passes = config.batch_size // (machine.devices * texts)
     for sharding in SHARDINGS if machine.devices > 1 else SHARDINGS[:1]:
         for recompute in (False, True):
-            memory = training_memory(config, texts, sharding, machine.devices, passes=passes, recompute=recompute)
+            memory = training_memory(
+                config, texts, sharding, machine.devices, passes=passes, recompute=recompute, gpu=gpu
+            )
             fits = memory.total <= USABLE * machine.accelerator.memory
             how = {"sharding": sharding, "activations_are": "recomputed" if recompute else "kept"}
             rows.append({**how, **asdict(memory), "total": memory.total, "fits": fits})

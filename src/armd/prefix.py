@@ -84,10 +84,9 @@ class _LocalSum(Function):
     def forward(ctx: Any, table: Tensor, seen: Tensor, kernel: Tensor, W: int) -> Tensor:
         ctx.save_for_backward(table, seen, kernel)
         ctx.width = W
-        total, N = torch.zeros_like(table[:, 1:]), table.shape[1] - 1
-        x = F.pad(table, (0, 0, W, W))
-        for k, i in _taps(kernel, W):
-            total.addcmul_(x[:, i + 1 : i + 1 + N] * seen[:, :, i, None], k)
+        total = torch.zeros_like(table[:, 1:])
+        for seen_neighbours, k in _terms(table, seen, kernel, W):
+            total.addcmul_(seen_neighbours, k)
         return total
 
     @staticmethod
@@ -101,6 +100,13 @@ class _LocalSum(Function):
             to_x[:, i + 1 : i + 1 + N].addcmul_(through, k)
             to_kernel.append((through * x[:, i + 1 : i + 1 + N]).sum((0, 1)))
         return to_x[:, W : W + N + 1], None, torch.stack(to_kernel), None
+
+
+def _terms(table: Tensor, seen: Tensor, kernel: Tensor, W: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The neighbours of all targets at one distance after the other, zeros where not seen, and the kernel's row."""
+    N, x = table.shape[1] - 1, F.pad(table, (0, 0, W, W))
+    for k, i in _taps(kernel, W):
+        yield x[:, i + 1 : i + 1 + N] * seen[:, :, i, None], k
 
 
 def _taps(kernel: Tensor, W: int) -> Iterator[tuple[Tensor, int]]:
@@ -137,7 +143,11 @@ class Kernel(Prefix):
         W = self.width
         windows = F.pad(ranks, (W, W), value=torch.iinfo(ranks.dtype).max).unfold(1, 2 * W + 1, 1)[:, 1:]
         seen = (windows < ranks[:, 1:, None]).to(table.dtype)  # (B, N, 2W + 1), from left to right
-        return self.norm(_LocalSum.apply(table, seen, self.kernel.to(table.dtype), W))
+        inputs = table, seen, self.kernel.to(table.dtype), W
+        if torch.compiler.is_compiling():  # which fuses the loop, and its gradient
+            total: Tensor = sum(near * k for near, k in _terms(*inputs))  # type: ignore[assignment]
+            return self.norm(total)
+        return self.norm(_LocalSum.apply(*inputs))
 
 
 class Shift(Prefix):

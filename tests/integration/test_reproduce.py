@@ -284,7 +284,7 @@ def test_the_paper_s_models_are_planned_once() -> None:
 # ---- the experiments -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", ["small", "paper"])
+@pytest.mark.parametrize("scale", ["small", "medium", "paper"])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_config_is_possible(name: str, scale: str) -> None:
     models = EXPERIMENTS[name].models(Setting(scale, 50257, 50256))  # type: ignore[arg-type]
@@ -294,14 +294,9 @@ def test_every_config_is_possible(name: str, scale: str) -> None:
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if EXPERIMENTS[name].prepare is None])
 def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From models of a few steps, and from none."""
-    for constant, value in {
-        "SMALL_STEPS": 16,
-        "SMALL_TEXTS": 1,
-        "SMALL_LENGTH": 32,
-        "SENTENCE": 16,
-        "ABLATION_WIDTH": 24,
-    }.items():
+    for constant, value in {"LENGTH": 32, "SENTENCE": 16, "ABLATION_WIDTH": 24}.items():
         monkeypatch.setattr(bases, constant, value)
+    monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
     monkeypatch.setattr(two_stream, "LENGTHS", {32: ("progressive", "uniform"), 64: ("progressive",)})
     monkeypatch.setattr(table2, "SAMPLES", 2)
     monkeypatch.setattr(bases, "tiny", shrunken)

@@ -34,7 +34,7 @@ class Autoregressive(Transformer):
         rotation, see = self.rotary(slots), Visibility.sequential().content
         rows = self._with_bos(tokens)[:, :-1]
         for layer in self.layers:
-            rows = self.run_layer(self_attend, layer, rows, rotation, see)
+            rows = self.run_layer(layer, self_attend, rows, rotation, see)
         return self.norm(rows)
 
     def advance(
@@ -52,8 +52,7 @@ class Autoregressive(Transformer):
         rows = self._at_slots(torch.where((slots == 0)[..., None], self.bos, self.embed(tokens)), slots)
         rotation, places = self.rotary(slots), Places.of(cache, columns, target_columns, see)
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.project(rows, rotation)
-            rows = layer(rows, q, *places.content(i, k, v), see.content)
+            rows = self.run_layer(layer, self_attend, rows, rotation, see.content, places.content(i))
         return self.norm(rows)
 
 

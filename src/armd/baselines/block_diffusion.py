@@ -40,7 +40,7 @@ class BlockDiffusion(Denoiser):
         clean = torch.zeros_like(masked)
         rows = torch.cat((self._rows(tokens, masked, slots), self._rows(tokens, clean, slots)), dim=1)
         for layer in self.layers:
-            rows = self.run_layer(self_attend, layer, rows, rotation, see)
+            rows = self.run_layer(layer, self_attend, rows, rotation, see)
         return self.norm(rows[:, :N])
 
     def hidden(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N D"]:
@@ -90,7 +90,7 @@ class BlockDiffusion(Denoiser):
             q, k, v = layer.project(rows, rotation)
             known = store.write(i, fresh, k[:, :, L:], v[:, :, L:], start)
             k, v = (torch.cat((new[:, :, :L], old), dim=2) for new, old in zip((k, v), known, strict=True))
-            rows = layer(rows, q, k, v, see)
+            rows = layer.update(rows, q, k, v, see)
         return self.norm(rows[:, :L])
 
     def reader(self, batch: int, length: int) -> Reader:

@@ -24,7 +24,7 @@ class MaskedDiffusion(Denoiser):
         slots = torch.arange(tokens.shape[1], device=tokens.device)[None]
         rows, rotation = self._rows(tokens, masked, slots), self.rotary(slots)
         for layer in self.layers:
-            rows = self.run_layer(self_attend, layer, rows, rotation, EVERYTHING)
+            rows = self.run_layer(layer, self_attend, rows, rotation, EVERYTHING)
         return self.norm(rows)
 
     def hidden(self, tokens: Int[Tensor, "B N"], order: Order) -> Float[Tensor, "B N D"]:

@@ -66,7 +66,19 @@ def training_table(record: Mapping[str, Any]) -> Table:
     size = f"L = {shape['num_hidden_layers']}, D = {shape['hidden_size']}, V = {shape['vocab_size']}"
     where = f"{size}, batch {record['batch']} x {shape['max_position_embeddings']}; {in_words(record['machine'])}"
     against = f"x {record['reference']}"
-    columns = ("what", "dtype", "mode", "tokens/s", "min - max", against, "x AR", "limit", "of limit", "memory x AR")
+    columns = (
+        "what",
+        "dtype",
+        "mode",
+        "tokens/s",
+        "min - max",
+        against,
+        "x AR",
+        "limit",
+        "of limit",
+        "MFU",
+        "memory x AR",
+    )
     out = Table(*columns, title=where, caption=f"memory: {record['memory']}")
     for row in record["rows"]:
         rate = row["tokens_per_second"]
@@ -80,6 +92,7 @@ def training_table(record: Mapping[str, Any]) -> Table:
             f"{row['ratio_to_ar']['median']:.3f}",
             f"{row['limit']:.3f}" if row["limit"] else "",
             f"{row['of_limit']:.1%}" if row["of_limit"] else "",
+            f"{row['mfu']:.1%}" if row["mfu"] else "",
             f"{row['peak_to_ar']:.2f}" if row["peak_to_ar"] else "",
         )
     return out

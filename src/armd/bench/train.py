@@ -2,6 +2,7 @@
 
 Every contestant has the same shape, batch, precision and optimiser (fused AdamW, gradients clipped) and random weights
 and texts. Where arithmetic is all, ARMD has the share `limit` of the speed of AR; `of_limit` is how much of it it has.
+`mfu` is the share of the device's peak, where a data sheet says that peak.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from torch import Tensor, nn
 from armd.baselines import Autoregressive
 from armd.bench.timing import Job, Timing, Work, alternate, provenance
 from armd.errors import UserError
-from armd.flops import two_stream_ratio
+from armd.files import write_text
+from armd.flops import total, training_flops, two_stream_ratio
+from armd.gpus import peak_of
 from armd.model import Armd, ArmdConfig, Transformer
 from armd.objective import loss
 from armd.orders import Order
@@ -72,6 +75,8 @@ class TrainBench:
     """cpu, cuda or auto."""
     out: Path | None = None
     """Write the record here, after every group of (dtype, mode)."""
+    profile: Path | None = None
+    """Write here, as text, in which operations a step of each contestant spends its time."""
     json: bool = False
     """Print the record as one JSON object."""
 
@@ -82,6 +87,8 @@ class TrainBench:
         for name in ("hidden_size", "layers", "length"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.profile and self.profile.is_dir():
+            raise UserError(f"profile={self.profile} is a folder; name a file")
         for name in ("dtype", "mode"):
             if not getattr(self, name):
                 raise UserError(f"{name} needs at least one value")
@@ -179,6 +186,19 @@ def _rounds(step: Callable[[], None], options: TrainBench, length: int) -> Job:
     return job
 
 
+def _profile(step: Callable[[], None], device: torch.device) -> str:
+    """A table of the operations of one step, the longest first."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as found:
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    by = f"self_{device.type}_time_total"
+    return str(found.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=80))
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
@@ -236,21 +256,24 @@ def training(
         "memory": "CUDA's largest allocation" if device.type == "cuda" else "largest resident set of a fresh process",
         "rows": [],
     }
+    profiles = []
     for dtype, mode in itertools.product(options.dtype, options.mode):
         entries = shapes(config, options.nanogpt)
-        jobs = {
-            name: _rounds(make_step(name, shape, options, dtype, mode, device), options, config.max_position_embeddings)
-            for name, shape in entries.items()
-        }
+        steps = {name: make_step(name, shape, options, dtype, mode, device) for name, shape in entries.items()}
+        jobs = {name: _rounds(step, options, config.max_position_embeddings) for name, step in steps.items()}
         where = f"{dtype}, {mode}: "
         times = alternate(jobs, options.repeats, device, lambda name, where=where: tell(where + name))  # type: ignore[misc]
-        del jobs  # and with them the networks
+        if options.profile:
+            profiles += [f"{where}{name}, one step\n{_profile(steps[name], device)}" for name in entries]
+            write_text(options.profile, "\n".join(profiles))
+        del jobs, steps  # and with them the networks
         peaks = {}
         for name, shape in entries.items() if options.memory and mode == "eager" else ():
             tell(f"{where}memory of {name}")
             peaks[name] = peak_memory(name, shape, options, dtype, device)
         group = {"dtype": dtype, "mode": mode}
-        record["rows"] += [_row(name, group, entries, times, peaks, record["reference"]) for name in entries]
+        reference, peak = record["reference"], peak_of(device)
+        record["rows"] += [_row(name, group, entries, times, peaks, reference, peak) for name in entries]
         record["machine"]["load_average_after"] = list(os.getloadavg())
         yield record
 
@@ -262,10 +285,13 @@ def _row(
     times: dict[str, Timing],
     peaks: dict[str, int | None],
     reference: str,
+    peak: float | None,
 ) -> dict[str, Any]:
     fields, to_ar = times[name].fields(times[reference]), times[name].fields(times[AR])["ratio"]
     shape = entries[name]
-    limit = 1 / two_stream_ratio(shape, shape.max_position_embeddings) if name.startswith("ARMD") else None
+    ours, length = name.startswith("ARMD"), shape.max_position_embeddings
+    limit = 1 / two_stream_ratio(shape, length) if ours else None
+    flops = total(training_flops(shape, length, "armd" if ours else "ar"))
     own, ar = peaks.get(name), peaks.get(AR)
     return {
         "what": name,
@@ -274,6 +300,8 @@ def _row(
         "ratio_to_ar": to_ar,
         "limit": limit,
         "of_limit": to_ar["median"] / limit if limit else None,
+        "flops_per_token": flops,
+        "mfu": flops * fields["tokens_per_second"]["median"] / peak if peak else None,
         "peak_bytes": own,
         "peak_to_ar": own / ar if own and ar else None,
     }

@@ -29,8 +29,8 @@ class Reproduce:
     """Folder made by armd prepare."""
     out: Path = Path("results")
     """Folder for models, figures and sections; what is there already is not made again."""
-    scale: Literal["small", "paper"] = "small"
-    """small: two CPU cores and hours; paper: its shapes and budgets, planned here and trained on a cluster."""
+    scale: Literal["small", "medium", "paper"] = "small"
+    """small: two CPU cores, hours; medium: a GPU, minutes; paper: its shapes and budgets, only planned here."""
     seeds: int = 2
     """Repetitions."""
     jobs: int = 1
@@ -44,7 +44,7 @@ class Reproduce:
     plan: bool = False
     """Only tell what is left to train, what it costs, and the commands that do it."""
     gpu: str = "h100"
-    """For the plan at paper scale: a100, h100 or h200."""
+    """For the plan at medium and paper scale: a100, h100 or h200."""
     gpus: int = 8
     """For the plan at paper scale: devices."""
     utilisation: float = 0.4
@@ -124,12 +124,12 @@ def _report(study: Study, args: Reproduce) -> dict[str, object]:
 
 def _settings(args: Reproduce) -> list[str]:
     """What a record says of its command: no paths, which differ from machine to machine."""
-    words = ["--data DIR", f"--seeds {args.seeds}"] + ["--scale paper"] * (args.scale == "paper")
+    words = ["--data DIR", f"--seeds {args.seeds}"] + [f"--scale {args.scale}"] * (args.scale != "small")
     return words + [f"--{name} PATH" for name in ("sets", "puzzles") if getattr(args, name)]
 
 
 def _plan(args: Reproduce, studies: list[Study]) -> None:
-    gpu, gpus = ("cpu", 1) if args.scale == "small" else (args.gpu, args.gpus)
+    gpu, gpus = {"small": ("cpu", 1), "medium": (args.gpu, 1)}.get(args.scale, (args.gpu, args.gpus))
     accelerator, found, lines = get_accelerator(gpu), dict[str, reproduce.Cost](), dict[str, str]()
     for study in studies:
         mine = {cost.run.key: cost for cost in reproduce.costs(study, accelerator, gpus, args.utilisation)}

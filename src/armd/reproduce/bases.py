@@ -1,8 +1,8 @@
-"""The configs that experiments share, at both scales, so that they share trained models too."""
+"""The configs that experiments share, at every scale, so that they share trained models too."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from armd.families import OrderSchedule
@@ -10,13 +10,39 @@ from armd.presets import for_architecture, paper_lm1b, paper_small, tiny, with_s
 from armd.reproduce.experiment import Model, Setting
 from armd.train import OptimConfig, TrainConfig
 
-SMALL_STEPS = 400
-SMALL_LENGTH, SMALL_TEXTS = 256, 16  # tokens of a text, and texts of them in a step
-SENTENCE = 128
+LENGTH, SENTENCE = 256, 128
 ABLATION_WIDTH = 128
 
-OPTIM = OptimConfig(name="muon", lr=4e-3, muon_lr=1e-2, warmup_steps=50)
-"""Of all small models, whatever their architecture: the lowest, and best, of three Muon rates on ARMD (docs/log.md)."""
+
+@dataclass(frozen=True)
+class Size:
+    """A scale of our own, the same for all architectures.
+
+    Attributes:
+        shape: fields of the network.
+        steps, texts: steps, and texts of `LENGTH` tokens in each.
+        optim: the optimiser.
+        precision: fp32 on CPUs, which differ in how fast bfloat16 is, and in how they round it.
+    """
+
+    shape: dict[str, int]
+    steps: int
+    texts: int
+    optim: OptimConfig
+    precision: str
+
+
+SIZES = {
+    # 3M parameters. The rates: the lowest, and best, of three Muon rates on ARMD (docs/log.md).
+    "small": Size({}, 400, 16, OptimConfig(name="muon", lr=4e-3, muon_lr=1e-2, warmup_steps=50), "fp32"),
+    # 15M parameters. The rates are those of preset laptop, not tried.
+    "medium": Size(
+        {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6},
+        *(1000, 64),
+        OptimConfig(name="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=100),
+        "bf16",
+    ),
+}
 
 
 def progressive(steps: int, rho: int = 8, **changes: Any) -> OrderSchedule:
@@ -29,18 +55,19 @@ def mixed(steps: int, rho: int = 8) -> OrderSchedule:
     return progressive(steps, rho, floors={"uniform": 0.2})
 
 
-def small(setting: Setting, **changes: Any) -> TrainConfig:
-    """3M parameters, texts of 256 tokens; `changes` are fields of the network."""
-    changes = {"max_position_embeddings": SMALL_LENGTH, **changes}
-    steps = SMALL_STEPS
+def own(setting: Setting, **changes: Any) -> TrainConfig:
+    """ARMD at a scale of our own; `changes` are fields of the network."""
+    size = SIZES[setting.scale]
+    changes = {"max_position_embeddings": LENGTH, **size.shape, **changes}
+    steps = size.steps
     base = tiny(setting.vocab_size, setting.eos_id)
     return replace(
         base,
         model=replace(base.model, **changes),
         orders=mixed(steps),
-        optim=OPTIM,
-        precision="fp32",  # CPUs differ in how fast bfloat16 is, and in how they round it
-        batch_size=max(SMALL_TEXTS * SMALL_LENGTH // changes["max_position_embeddings"], 1),
+        optim=size.optim,
+        precision=size.precision,
+        batch_size=max(size.texts * LENGTH // changes["max_position_embeddings"], 1),
         max_steps=steps,
         eval_texts=64,
         eval_every=max(steps // 12, 1),
@@ -52,16 +79,16 @@ def small(setting: Setting, **changes: Any) -> TrainConfig:
 
 def ablation(setting: Setting, **changes: Any) -> TrainConfig:
     """What our own questions, which take many models, are asked of: at small scale narrower, of half the batch."""
-    if setting.scale == "paper":
+    if setting.scale != "small":
         base = armd(setting)
         return replace(base, model=replace(base.model, **changes))
-    base = small(setting, hidden_size=ABLATION_WIDTH, **changes)
+    base = own(setting, hidden_size=ABLATION_WIDTH, **changes)
     return replace(base, batch_size=max(base.batch_size // 2, 1))
 
 
 def armd(setting: Setting) -> TrainConfig:
     """The ARMD model of the scale."""
-    return small(setting) if setting.scale == "small" else paper_small(setting.vocab_size, setting.eos_id)
+    return paper_small(setting.vocab_size, setting.eos_id) if setting.scale == "paper" else own(setting)
 
 
 def as_in_the_paper(config: TrainConfig) -> TrainConfig:
@@ -74,7 +101,7 @@ def sentences(setting: Setting) -> TrainConfig:
     """ARMD on texts of 128 tokens with the long schedule that the paper uses for LM1B."""
     if setting.scale == "paper":
         return paper_lm1b(setting.vocab_size, setting.eos_id)
-    base = small(setting, max_position_embeddings=SENTENCE)
+    base = own(setting, max_position_embeddings=SENTENCE)
     steps = base.max_steps
     return replace(base, orders=OrderSchedule(ar_steps=steps // 3, perm_steps=steps, rho=8))
 

@@ -12,7 +12,7 @@ from armd.train import TrainConfig
 if TYPE_CHECKING:
     from armd.reproduce.study import Study
 
-Scale = Literal["small", "paper"]
+Scale = Literal["small", "medium", "paper"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Setting:
     """What the models of an experiment depend on.
 
     Attributes:
-        scale: small (2 CPU cores, hours) or paper (its shapes and budgets, for a cluster).
+        scale: small (2 CPU cores, hours), medium (one GPU, minutes) or paper (its shapes and budgets, for a cluster).
         vocab_size, eos_id: of the prepared data.
     """
 

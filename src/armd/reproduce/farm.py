@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -23,6 +22,7 @@ from armd.reproduce.study import Run
 from armd.train.config import to_json
 from armd.train.folder import DONE
 from armd.train.log import read_metrics
+from armd.train.loop import pick_device
 from armd.train.signals import interruptible
 
 POLL = 1.0  # seconds
@@ -42,7 +42,7 @@ def command(run: Run, data: Path, at_once: int = 1) -> list[str]:
     """The words after `armd` that train a run, or go on with it; its config lies beside its folder, with its origin."""
     path = run.folder.with_suffix(".json")
     before = read_json(path)["commits"] if path.exists() else []
-    made = {"commits": sorted({*before, str(commit())}), "machine": machine(torch.device("cpu")), "at_once": at_once}
+    made = {"commits": sorted({*before, str(commit())}), "machine": machine(pick_device("auto")), "at_once": at_once}
     write_json(path, {"name": run.name, "seed": run.seed, **made, "config": to_json(run.config)})
     words = ["train", str(path), "--data", str(data), "--out", str(run.folder)]
     return words + ["--resume"] * (run.folder / "run.json").exists()

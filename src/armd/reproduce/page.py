@@ -92,7 +92,8 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
         out.append(f"* {_plain(target['claim'])}: **{MET[target['met']]}**. {_plain(target['found'])}")
     machine, data = record["machine"], record["data"]
     made = f"`{record['command']}`, commit {record['commit']}, models of {', '.join(record['trained_at'])}"
-    where = f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}"
+    name = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    where = f"{name}, {machine['cores']} cores, torch {machine['torch']}"
     seeds, corpus = ", ".join(map(str, record["seeds"])), f"data {data['digest'][:12]} ({data['tokenizer']})"
     out.append(
         f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {where}; training took {record['hours']:.1f} hours of its "

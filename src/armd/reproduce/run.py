@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from armd.bench.timing import provenance
 from armd.data import Manifest
 from armd.errors import UserError
@@ -20,6 +18,7 @@ from armd.reproduce.experiment import Experiment, Section, Setting, Table
 from armd.reproduce.farm import distinct
 from armd.reproduce.page import read_record, write_page
 from armd.reproduce.study import Run, Study
+from armd.train.loop import pick_device
 
 
 def report(study: Study, command: str) -> Section:
@@ -33,7 +32,7 @@ def report(study: Study, command: str) -> Section:
         "name": experiment.name,
         "title": experiment.title,
         "question": experiment.question,
-        **provenance(command, torch.device("cpu")),
+        **provenance(command, pick_device("auto")),
         "trained_at": sorted({commit for origin in origins for commit in origin["commits"]}),
         "data": {"tokenizer": manifest.tokenizer, "vocab_size": manifest.vocab_size, "digest": manifest.digest},
         "scale": study.scale,

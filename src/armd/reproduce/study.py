@@ -31,6 +31,7 @@ from armd.train import TrainConfig, load_config
 from armd.train.config import EXECUTION, to_json
 from armd.train.folder import DONE
 from armd.train.log import read_metrics
+from armd.train.loop import pick_device
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Run:
         return max((record.get("seconds", 0.0) for record in read_metrics(self.folder)), default=0.0)
 
     def load(self) -> tuple[Transformer, Tokenizer]:
-        model, tokenizer = checkpoint.load(self.folder)
+        model, tokenizer = checkpoint.load(self.folder, pick_device("auto"))
         if tokenizer is None:
             raise UserError(f"{self.folder} has no tokenizer.json")
         return model, tokenizer

@@ -17,7 +17,6 @@ import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
@@ -26,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -292,13 +291,9 @@ def _shard(root: nn.Module, model: Transformer, precision: str) -> None:
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,  # rotary angles stay float32
     )
-    # `keys_values` returns views; nobody writes into them, which is what the warning is about.
-    warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
     mesh = init_device_mesh(model.device.type, (dist.get_world_size(),))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-        for name in ("queries", "keys_values", "project"):  # called before, and besides, forward
-            register_fsdp_forward_method(layer, name)
     sharded = fully_shard(root, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     sharded.set_reshard_after_backward(False)
 

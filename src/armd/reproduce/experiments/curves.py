@@ -29,7 +29,7 @@ TUNED, LONGER = "ARMD, strided", "ARMD, as many more steps"
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
-    steps = config.max_steps // 8 if setting.scale == "small" else 10_000
+    steps = config.max_steps // 8 if setting.scale != "paper" else 10_000
     return {
         OURS: Model(config),
         PROGRESSIVE: Model(replace(config, orders=replace(config.orders, floors={}))),

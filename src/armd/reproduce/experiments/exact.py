@@ -14,7 +14,7 @@ NAME = "ARMD, strided"
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
-    steps = config.max_steps // 8 if setting.scale == "small" else 10_000
+    steps = config.max_steps // 8 if setting.scale != "paper" else 10_000
     return {"ARMD": Model(config), NAME: Model(strided(config, steps), parent="ARMD")}
 
 

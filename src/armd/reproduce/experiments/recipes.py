@@ -18,7 +18,7 @@ PLAIN = OptimConfig(lr=4e-3, warmup_steps=50)
 
 def models(setting: Setting) -> dict[str, Model]:
     config = ablation(setting)
-    adamw = PLAIN if setting.scale == "small" else config.optim
+    adamw = PLAIN if setting.scale != "paper" else config.optim
     muon = replace(config.optim, name="muon")
 
     def recipe(optim: OptimConfig, share: float = 1.0, **changes: Any) -> Model:

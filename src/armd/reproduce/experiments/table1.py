@@ -16,7 +16,7 @@ from armd.reproduce.paper import ZERO_SHOT_MEDIUM, ZERO_SHOT_SETS, ZERO_SHOT_SMA
 from armd.reproduce.study import Study
 
 ORDER = dict.fromkeys(("MDLM", "BD3-LM 16", "BD3-LM 4"), "bound:8")
-TEXTS = {"small": 128, "paper": None}
+TEXTS = {"small": 128, "medium": 1024, "paper": None}
 """Chunks of a set that are scored, by scale; None: all."""
 NAMES = ("ARMD", "ARMD, as in the paper", "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
 

@@ -30,7 +30,7 @@ FEWER = {"AR": (1,), "MDLM": (2, 4)}
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
-    steps, small = config.max_steps, setting.scale == "small"
+    steps, small = config.max_steps, setting.scale != "paper"
     counts = (steps // 16, steps // 8, steps // 4) if small else (10_000, 50_000, 80_000)
     tunings = {f"i_SBP {count:,}": count for count in counts}
     rhos = (8, 4) if small else (32, 16)
