@@ -34,7 +34,7 @@ class Reproduce:
     seeds: int = 2
     """Repetitions."""
     jobs: int = 1
-    """Models trained at once, the cores divided among them."""
+    """Models trained, and seeds measured, at once, the cores divided among them."""
     sets: Path | None = None
     """Folder with folders lambada, wikitext-2 ... for zero-shot perplexities."""
     puzzles: Path | None = None
@@ -70,6 +70,7 @@ def run_reproduce(args: Reproduce) -> None:
     faults, sections = list[str](), []
     for study in studies:
         faults += _train(study, args)
+        reproduce.measure_all(study, args.jobs)
         sections.append(_report(study, args))
     if args.page:
         written = reproduce.publish(args.out, args.scale, args.page, EXPERIMENTS.values())

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from armd.bench.timing import provenance
 from armd.data import Manifest
@@ -19,6 +24,20 @@ from armd.reproduce.farm import distinct
 from armd.reproduce.page import read_record, write_page
 from armd.reproduce.study import Run, Study
 from armd.train.loop import pick_device
+
+
+def measure_all(study: Study, jobs: int) -> None:
+    """Measure what is not measured yet, `jobs` seeds at a time and each with its share of the cores."""
+    jobs = min(jobs, len(study.seeds))
+    if jobs < 2:
+        return  # the report does it
+    context, threads = get_context("spawn"), max((os.cpu_count() or 1) // jobs, 1)
+    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        list(pool.map(_measure, [dataclasses.replace(study, seeds=(seed,)) for seed in study.seeds]))
+
+
+def _measure(study: Study) -> None:
+    study.experiment.report(study)
 
 
 def report(study: Study, command: str) -> Section:
