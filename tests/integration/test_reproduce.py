@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import sys
 from dataclasses import replace
@@ -28,6 +30,7 @@ from armd.reproduce import (
     Target,
     bases,
     farm,
+    measure_all,
     publish,
     report,
     train_all,
@@ -191,6 +194,27 @@ def test_a_figure_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pyte
     shutil.rmtree(run.folder)
     train(replace(run.config, optim=OptimConfig(lr=1.0)), data, run.folder, quiet=True)
     assert replace(run).weights != before  # trained again, and measured again
+
+
+def one_model(setting: Setting) -> dict[str, Model]:
+    return {"base": Model(little())}
+
+
+def process(study: Study, run: Run) -> int:
+    return os.getpid()
+
+
+def processes(study: Study) -> Section:
+    return Section(str(study.values("base", process)))
+
+
+def test_seeds_are_measured_side_by_side(data: Path, tmp_path: Path) -> None:
+    study = Study(Experiment("mine", "Mine", "?", one_model, processes), tmp_path, data)
+    train_here(study.all_runs, data)
+    measure_all(study, jobs=2)
+    found = study.values("base", process)
+    assert len(set(found)) == 2 and os.getpid() not in found
+    assert all(pickle.dumps(experiment) for experiment in EXPERIMENTS.values())
 
 
 def test_a_fingerprint_is_of_what_a_function_does() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -142,5 +142,5 @@ SUDOKU = Experiment(
     "difficulty and by the order in which it fills the blanks?",
     models,
     report,
-    lambda out: prepare_grids(out, TRAIN_GRIDS),
+    partial(prepare_grids, count=TRAIN_GRIDS),
 )
