@@ -323,6 +323,7 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
     monkeypatch.setattr(two_stream, "LENGTHS", {32: ("progressive", "uniform"), 64: ("progressive",)})
     monkeypatch.setattr(table2, "SAMPLES", 2)
+    monkeypatch.setattr(table2, "MANY", 4)
     monkeypatch.setattr(bases, "tiny", shrunken)
     study = Study(EXPERIMENTS[name], tmp_path, data, seeds=(0,))
     assert all(target.met is None for target in EXPERIMENTS[name].report(study).targets)

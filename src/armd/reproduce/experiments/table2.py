@@ -19,7 +19,9 @@ from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
 from armd.train import TrainConfig
 
-JUDGE, SAMPLES = "evaluator", 16
+JUDGE = "evaluator"
+SAMPLES, MANY, ROWS = 16, 128, 64
+"""Texts of a model at a temperature; those of the model that its own ways of writing are compared in; those at once."""
 TEMPERATURES = (0.7, 0.85, 1.0)
 DIFFUSION = ("MDLM", "BD3-LM 4")
 SHARES = (1, 2, 4)
@@ -58,16 +60,16 @@ def evaluator(config: TrainConfig) -> TrainConfig:
 # ---- measures --------------------------------------------------------------------------------------------------------
 
 
-def texts(study: Study, run: Run, *, each: int, temperature: float, judge: str) -> dict[str, Any]:
+def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int, judge: str) -> dict[str, Any]:
     """Texts of one temperature at `each` tokens a step, judged by the evaluator whose weights have the hash `judge`."""
     own, said = study.runs(JUDGE)[0].load()
-    length = run.config.text_length
+    length, rows = run.config.text_length, min(samples, ROWS)
     if run.config.architecture in ("mdlm", "bd3lm"):
         block = run.config.model.block_size if run.config.architecture == "bd3lm" else length
-        writing = Writing(length, steps=max(block // each, 1), samples=SAMPLES, rows=SAMPLES)
+        writing = Writing(length, steps=max(block // each, 1), samples=samples, rows=rows)
     else:
         mode = "parallel" if each > 1 else "sequential"
-        writing = Writing(length, streams=each, mode=mode, samples=SAMPLES, rows=SAMPLES)
+        writing = Writing(length, streams=each, mode=mode, samples=samples, rows=rows)
     model, tokenizer = run.load()
     judging = own_judge(own, said, "our larger AR model")
     found = asdict(write_and_judge(model, tokenizer, judging, writing, temperature))
@@ -79,10 +81,17 @@ Frontier = list[dict[str, Any]]
 """Texts of a model at `TEMPERATURES`, judged."""
 
 
-def frontiers(study: Study, name: str, each: int) -> dict[int, Frontier]:
+def frontiers(study: Study, name: str, each: int, samples: int) -> dict[int, Frontier]:
     """Those of the finished runs of a model, by seed."""
+
+    def judged(run: Run, judge: Run, at: float) -> dict[str, Any]:
+        found: dict[str, Any] = study.measure(
+            run, texts, each=each, temperature=at, samples=samples, judge=judge.weights
+        )
+        return found
+
     return {
-        run.seed: [study.measure(run, texts, each=each, temperature=at, judge=judge.weights) for at in TEMPERATURES]
+        run.seed: [judged(run, judge, at) for at in TEMPERATURES]
         for judge in study.runs(JUDGE)
         for run in study.runs(name)
     }
@@ -93,7 +102,12 @@ def frontiers(study: Study, name: str, each: int) -> dict[int, Frontier]:
 
 def report(study: Study) -> Section:
     names = [run.name for run in study.all_runs if run.seed == study.seeds[0] and run.name != JUDGE]
-    found = {(name, each): frontiers(study, name, each) for name in names for each in FEWER.get(name, SHARES)}
+    best = _best(names)
+    found = {
+        (name, each): frontiers(study, name, each, MANY if name == best else SAMPLES)
+        for name in names
+        for each in FEWER.get(name, SHARES)
+    }
     found = {key: seeds for key, seeds in found.items() if seeds}
     rows = []
     for name in dict.fromkeys(name for name, _ in found):
@@ -112,7 +126,6 @@ def report(study: Study) -> Section:
         ("model", "T = 1024", "T = 512", "T = 256"),
         [[name, *cells] for name, cells in GENERATION.items()],
     )
-    best = _best(names)
     shown = {
         f"{name}, {each} a step": _line(list(found[name, each].values()))
         for name, each in [("AR", 1), *((best, each) for each in SHARES), *(("MDLM", each) for each in SHARES)]
