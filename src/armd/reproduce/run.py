@@ -33,7 +33,7 @@ def measure_all(study: Study, jobs: int) -> None:
         return  # the report does it
     context, threads = get_context("spawn"), max((os.cpu_count() or 1) // jobs, 1)
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
-        list(pool.map(_measure, [dataclasses.replace(study, seeds=(seed,)) for seed in study.seeds]))
+        list(pool.map(_measure, [dataclasses.replace(study, only=seed) for seed in study.seeds]))
 
 
 def _measure(study: Study) -> None:

@@ -103,6 +103,7 @@ class Study:
         sets: folder with the files of the zero-shot sets; None if there is none.
         puzzles: file of test puzzles; None if there is none.
         say: gets a line before each measurement.
+        only: the one seed whose runs are looked at, but of models that have fewer seeds; None: all.
     """
 
     experiment: Experiment
@@ -113,6 +114,7 @@ class Study:
     sets: Path | None = None
     puzzles: Path | None = None
     say: Callable[[str], object] = field(default=_silence, repr=False)
+    only: int | None = None
 
     @cached_property
     def setting(self) -> Setting:
@@ -145,7 +147,8 @@ class Study:
 
     def runs(self, name: str) -> list[Run]:
         """The finished runs of a model, by seed."""
-        return [run for run in self.all_runs if run.name == name and run.finished]
+        found = [run for run in self.all_runs if run.name == name and run.finished]
+        return [run for run in found if run.seed == self.only] or found
 
     def _run(self, name: str, config: TrainConfig, digest: str, parent: Run | None) -> Run:
         values = {key: value for key, value in _changed(config).items() if key not in (*EXECUTION, "init")}
