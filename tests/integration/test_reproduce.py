@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -282,6 +283,7 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert "| 1 \\| 2 | \\<b\\> |" in text and "<sub>protocol: x</sub>" in text
     assert "| A \\| title | small | 3 of 4 | missed |" in text and "large | none | open |" in text
     assert "](results/toy-1.svg)" in text and (tmp_path / "results" / "toy-1.svg").read_text() == "<svg/>"
+    assert all((tmp_path / link).is_file() for link in re.findall(r"\]\((.*?)\)", text))
     record = json.loads((tmp_path / "results" / "toy.json").read_text())
     assert record["data"]["tokenizer"] == "byte" and record["trained_at"]
     assert record["models"][0]["curve"] == [list(point) for point in study.runs("base")[0].curve()]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from armd.bench.timing import in_words
 from armd.errors import UserError
 from armd.files import read_json, write_json, write_text
 from armd.reproduce.experiment import Table
@@ -92,11 +93,9 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
         out.append(f"* {_plain(target['claim'])}: **{MET[target['met']]}**. {_plain(target['found'])}")
     machine, data = record["machine"], record["data"]
     made = f"`{record['command']}`, commit {record['commit']}, models of {', '.join(record['trained_at'])}"
-    name = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
-    where = f"{name}, {machine['cores']} cores, torch {machine['torch']}"
     seeds, corpus = ", ".join(map(str, record["seeds"])), f"data {data['digest'][:12]} ({data['tokenizer']})"
     out.append(
-        f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {where}; training took {record['hours']:.1f} hours of its "
+        f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {in_words(machine)}; training took {record['hours']:.1f} hours of its "
         f"models' time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
     )
     return "\n".join(out)
