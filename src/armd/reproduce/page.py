@@ -95,8 +95,8 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
     made = f"`{record['command']}`, commit {record['commit']}, models of {', '.join(record['trained_at'])}"
     seeds, corpus = ", ".join(map(str, record["seeds"])), f"data {data['digest'][:12]} ({data['tokenizer']})"
     out.append(
-        f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {in_words(machine)}; training took {record['hours']:.1f} hours of its "
-        f"models' time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
+        f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {in_words(machine)}; training took "
+        f"{record['hours']:.1f} hours of its models' time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
     )
     return "\n".join(out)
 
