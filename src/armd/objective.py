@@ -35,8 +35,8 @@ GPU_TILE = 128
 
 
 def _chunk_rows(weight: Tensor) -> int:
-    rows = (GPU_CHUNK_LOGITS if weight.is_cuda else CHUNK_LOGITS) // weight.shape[0]
-    return max(rows // GPU_TILE * GPU_TILE if weight.is_cuda else rows, 1)
+    rows = max((GPU_CHUNK_LOGITS if weight.is_cuda else CHUNK_LOGITS) // weight.shape[0], 1)
+    return rows - rows % GPU_TILE if weight.is_cuda and rows > GPU_TILE else rows
 
 
 def _cross_entropy(rows: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -68,8 +68,7 @@ def _chunk_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum gamma * nll of some rows, and its gradients by rows (R, D) and weight, whose rows from V on are padding."""
     logits = F.linear(rows, weight).to(torch.promote_types(rows.dtype, torch.float32))
-    if vocabulary < len(weight):
-        logits = torch.where(torch.arange(len(weight), device=rows.device) < vocabulary, logits, -math.inf)
+    logits[:, vocabulary:] = -math.inf
     log_probs, goal = logits.log_softmax(-1), targets[:, None]
     total = -(gamma * log_probs.gather(1, goal)[:, 0]).sum()
     slope = log_probs.exp_().scatter_add_(1, goal, torch.full_like(goal, -1, dtype=log_probs.dtype))

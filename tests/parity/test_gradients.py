@@ -117,6 +117,15 @@ def test_loss(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     )  # fmt: skip
 
 
+def test_a_head_padded_for_the_gpu_computes_the_same() -> None:
+    V, rows, weight, gamma = 13, random(7, 6, grad=False), random(13, 6, seed=1, grad=False), random(7, grad=False)
+    targets = torch.randint(V, (7,), generator=torch.Generator().manual_seed(2))
+    wanted = objective._chunk_loss(rows, weight, targets, gamma, V)
+    value, to_rows, to_weight = objective._chunk_loss(rows, F.pad(weight, (0, 0, 0, 3)), targets, gamma, V)
+    torch.testing.assert_close((value, to_rows, to_weight[:V]), wanted)
+    assert not to_weight[V:].any()
+
+
 def test_loss_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """As exact as the plain form, in float32, and it leaves no cast behind that would cut off later gradients."""
     monkeypatch.setattr(objective, "CHUNK_LOGITS", 7 * V)
