@@ -240,6 +240,8 @@ class Transformer(nn.Module):
     def compile_layers(self) -> None:
         """Compile what layers and prefix compute; all layers share one compilation. Parameters keep their names."""
         self.compiled = True
+        # Kinds of layer x with and without gradient x masks x a smaller last batch: torch would give up after 8.
+        torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 64)
         for layer in self.layers:
             layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
 

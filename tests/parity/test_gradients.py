@@ -239,6 +239,29 @@ print(len(torch._dynamo.utils.compilation_time_metrics) > 0)
 """
 
 
+VARIANTS = """
+import torch
+from armd import Armd, ArmdConfig, Order, loss, nll
+compile, torch.compile = torch.compile, lambda function, **_: compile(function, backend="aot_eager")  # fast
+torch.compiler.config.fail_on_recompile_limit_hit = True
+model = Armd(ArmdConfig(11, 32, 3, 2, max_position_embeddings=16))
+model.compile_layers()
+tokens = torch.randint(11, (2, 16))
+for order in Order.left_to_right(2, 16), Order.strided(2, 16, 4):
+    loss(model.train(), tokens, order).backward()
+    with torch.no_grad():
+        nll(model.eval(), tokens, order)
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+def test_a_whole_run_stays_compiled() -> None:
+    """All kinds of layer and masks of a run: none falls back to eager because there are too many."""
+    done = subprocess.run([sys.executable, "-c", VARIANTS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 8  # the limit of torch
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 def test_compiled_layers_compute_the_same() -> None:
     """In a process of its own: here shapes are checked at run time, which the compiler cannot read."""
