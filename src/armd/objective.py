@@ -70,6 +70,7 @@ def _chunk_loss(
     logits = F.linear(rows, weight).to(torch.promote_types(rows.dtype, torch.float32))
     logits[:, vocabulary:] = -math.inf
     log_probs, goal = logits.log_softmax(-1), targets[:, None]
+    del logits  # large
     total = -(gamma * log_probs.gather(1, goal)[:, 0]).sum()
     slope = log_probs.exp_().scatter_add_(1, goal, torch.full_like(goal, -1, dtype=log_probs.dtype))
     slope = slope.mul_(gamma[:, None]).to(rows.dtype)
@@ -93,7 +94,9 @@ class _WeightedNll(Function):
         values, changes, to_weight = [], [], None
         # Casts are made here: autocast would remember that of the weight, made without a gradient, for later uses.
         with torch.autocast(kind, enabled=False):
-            narrow = F.pad(weight.to(dtype), (0, 0, 0, -len(weight) % GPU_TILE if weight.is_cuda else 0))
+            narrow = weight.to(dtype)
+            if weight.is_cuda and len(weight) % GPU_TILE:
+                narrow = F.pad(narrow, (0, 0, 0, -len(weight) % GPU_TILE))
             for part in zip(rows.to(dtype).split(size), targets.split(size), gamma.split(size), strict=True):
                 value, to_rows, change = chunk(part[0], narrow, *part[1:], len(weight))
                 values.append(value)

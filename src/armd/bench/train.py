@@ -2,7 +2,7 @@
 
 Every contestant has the same shape, batch, precision and optimiser (fused AdamW, gradients clipped) and random weights
 and texts. Where arithmetic is all, ARMD has the share `limit` of the speed of AR; `of_limit` is how much of it it has.
-`mfu` is the share of the device's peak, where a data sheet says that peak.
+`mfu` is the share of the device's bfloat16 peak, where a data sheet says that peak.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _profile(step: Callable[[], None], device: torch.device) -> str:
         if gpu:
             torch.cuda.synchronize(device)
     spent = {e.key: (e.self_device_time_total if gpu else e.self_cpu_time_total, e.count) for e in found.key_averages()}
-    whole = sum(time for time, _ in spent.values())
+    whole = sum(time for time, _ in spent.values()) or 1.0
     rows = sorted(((time, count, name) for name, (time, count) in spent.items()), reverse=True)
     lines = [f"{time / 1000:9.2f} ms {time / whole:6.1%} {count:6,}  {name[:90]}" for time, count, name in rows[:40]]
     return "\n".join([f"{whole / 1000:9.2f} ms in all", *lines, ""])
@@ -303,7 +303,7 @@ def _row(
         "limit": limit,
         "of_limit": to_ar["median"] / limit if limit else None,
         "flops_per_token": flops,
-        "mfu": flops * fields["tokens_per_second"]["median"] / peak if peak else None,
+        "mfu": flops * fields["tokens_per_second"]["median"] / peak if peak and group["dtype"] == "bf16" else None,
         "peak_bytes": own,
         "peak_to_ar": own / ar if own and ar else None,
     }

@@ -24,7 +24,7 @@ from armd import checkpoint
 from armd.bench.timing import commit
 from armd.data import Manifest, Spread, TokenDataset, Tokenizer
 from armd.errors import UserError
-from armd.files import read_json, write_json
+from armd.files import alone_at, read_json, write_json
 from armd.model import Transformer
 from armd.reproduce.experiment import Experiment, Scale, Setting
 from armd.train import TrainConfig, load_config
@@ -172,6 +172,15 @@ class Study:
         told = {key: str(value) for key, value in options.items()}
         key = _hash([run.weights, run.key, name, fingerprint(function), told])
         path = self.out / "figures" / f"{key}.json"
+        if path.exists():
+            return read_json(path)["found"]
+        with alone_at(path):  # two seeds may ask for the figure of one model at the same time
+            return self._make(path, run, function, options, told)
+
+    def _make(
+        self, path: Path, run: Run, function: Callable[..., Any], options: dict[str, Any], told: dict[str, str]
+    ) -> Any:
+        name = f"{function.__module__}.{function.__qualname__}"
         if not path.exists():
             shown = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
             self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
