@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,15 +199,18 @@ def test_a_figure_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def one_model(setting: Setting) -> dict[str, Model]:
-    return {"base": Model(little())}
+    return {"base": Model(little()), "once": Model(little(weighting="late"), seeds=1)}
 
 
 def process(study: Study, run: Run) -> int:
+    with (study.out / "measured").open("a") as file:
+        file.write(f"{run.name}\n")
+    time.sleep(0.5)  # the other process comes here, if nothing keeps it out
     return os.getpid()
 
 
 def processes(study: Study) -> Section:
-    return Section(str(study.values("base", process)))
+    return Section(str([study.values(name, process) for name in ("once", "base")]))
 
 
 def test_seeds_are_measured_side_by_side(data: Path, tmp_path: Path) -> None:
@@ -215,6 +219,7 @@ def test_seeds_are_measured_side_by_side(data: Path, tmp_path: Path) -> None:
     measure_all(study, jobs=2)
     found = study.values("base", process)
     assert len(set(found)) == 2 and os.getpid() not in found
+    assert sorted((tmp_path / "measured").read_text().split()) == ["base", "base", "once"]
     assert all(pickle.dumps(experiment) for experiment in EXPERIMENTS.values())
 
 

@@ -172,20 +172,14 @@ class Study:
         told = {key: str(value) for key, value in options.items()}
         key = _hash([run.weights, run.key, name, fingerprint(function), told])
         path = self.out / "figures" / f"{key}.json"
-        if path.exists():
-            return read_json(path)["found"]
         with alone_at(path):  # two seeds may ask for the figure of one model at the same time
-            return self._make(path, run, function, options, told)
-
-    def _make(
-        self, path: Path, run: Run, function: Callable[..., Any], options: dict[str, Any], told: dict[str, str]
-    ) -> Any:
-        name = f"{function.__module__}.{function.__qualname__}"
-        if not path.exists():
-            shown = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
-            self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
-            found = function(self, run, **options)
-            write_json(path, {"run": run.key, "function": name, "options": told, "commit": commit(), "found": found})
+            if not path.exists():
+                shown = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
+                self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
+                found = function(self, run, **options)
+                write_json(
+                    path, {"run": run.key, "function": name, "options": told, "commit": commit(), "found": found}
+                )
         return read_json(path)["found"]
 
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
