@@ -193,9 +193,9 @@ class Layer(nn.Module):
         normal = _to_autocast(self.attention_norm(rows))
         return self._queries(normal, rotation), *self._keys_values(normal, rotation)
 
-    def forward(self, attend: Callable[..., Result], *args: Any) -> Result:
-        """A whole layer: `attend` with this layer's weights."""
-        return attend(self, *args)
+    def forward(self, body: Callable[..., Result], *args: Any) -> Result:
+        """A whole layer: `body`, such as `self_attend`, with this layer's weights."""
+        return body(self, *args)
 
     def update(self, rows: Float[Tensor, "B R D"], q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
         """Update (B, R, D) rows by attention of their queries over the given keys and values, then by the MLP."""

@@ -238,18 +238,18 @@ class Transformer(nn.Module):
         raise NotImplementedError
 
     def compile_layers(self) -> None:
-        """Compile what layers and prefix compute; all layers share one compilation. Parameters keep their names."""
+        """Compile layers and prefix; layers of one kind share a compilation. Parameters keep their names."""
         self.compiled = True
         # Kinds of layer x with and without gradient x masks x a smaller last batch: torch would give up after 8.
         torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 64)
         for layer in self.layers:
             layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
 
-    def run_layer(self, layer: Layer, attend: Callable[..., Result], *args: Any) -> Result:
+    def run_layer(self, layer: Layer, body: Callable[..., Result], *args: Any) -> Result:
         """Call a layer; with `checkpoint_activations` set, only its inputs are kept for the gradient."""
         if self.checkpoint_activations and torch.is_grad_enabled():
-            return checkpoint(layer, attend, *args, use_reentrant=False)
-        return layer(attend, *args)
+            return checkpoint(layer, body, *args, use_reentrant=False)
+        return layer(body, *args)
 
     def _at_slots(self, rows: Tensor, slots: Tensor) -> Tensor:
         """Embedded tokens with what the network has learned about their slots."""

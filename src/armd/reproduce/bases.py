@@ -37,10 +37,11 @@ SIZES = {
     "small": Size({}, 400, 16, OptimConfig(name="muon", lr=4e-3, muon_lr=1e-2, warmup_steps=50), "fp32"),
     # 15M parameters. The rates are those of preset laptop, not tried.
     "medium": Size(
-        {"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6},
-        *(1000, 64),
-        OptimConfig(name="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=100),
-        "bf16",
+        shape={"hidden_size": 384, "num_hidden_layers": 8, "num_attention_heads": 6},
+        steps=1000,
+        texts=64,
+        optim=OptimConfig(name="muon", lr=2e-3, muon_lr=1e-2, warmup_steps=100),
+        precision="bf16",
     ),
 }
 
