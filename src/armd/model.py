@@ -242,8 +242,10 @@ class Transformer(nn.Module):
         self.compiled = True
         # Kinds of layer x with and without gradient x masks x a smaller last batch: torch would give up after 8.
         torch.compiler.config.recompile_limit = max(torch.compiler.config.recompile_limit, 64)
+        # On a CPU dropout costs the compiler's own random numbers more time than torch's.
+        slow_random = self.device.type == "cpu"
         for layer in self.layers:
-            layer.forward = torch.compile(layer.forward)  # type: ignore[method-assign]
+            layer.forward = torch.compile(layer.forward, options={"fallback_random": slow_random})  # type: ignore[method-assign]
 
     def run_layer(self, layer: Layer, body: Callable[..., Result], *args: Any) -> Result:
         """Call a layer; with `checkpoint_activations` set, only its inputs are kept for the gradient."""

@@ -68,12 +68,18 @@ def _chunk_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """sum gamma * nll of some rows, and its gradients by rows (R, D) and weight, whose rows from V on are padding."""
     logits = F.linear(rows, weight).to(torch.promote_types(rows.dtype, torch.float32))
-    logits[:, vocabulary:] = -math.inf
+    columns = torch.arange(len(weight), device=rows.device)
+    if vocabulary < len(weight):
+        logits = logits.masked_fill_(columns >= vocabulary, -math.inf)
     log_probs, goal = logits.log_softmax(-1), targets[:, None]
     del logits  # large
     total = -(gamma * log_probs.gather(1, goal)[:, 0]).sum()
-    slope = log_probs.exp_().scatter_add_(1, goal, torch.full_like(goal, -1, dtype=log_probs.dtype))
-    slope = slope.mul_(gamma[:, None]).to(rows.dtype)
+    if torch.compiler.is_compiling():  # one loop from logits to slopes
+        slope = (log_probs.exp() - (columns == goal).float()) * gamma[:, None]
+    else:  # nothing as large again
+        slope = log_probs.exp_().scatter_add_(1, goal, torch.full_like(goal, -1, dtype=log_probs.dtype))
+        slope.mul_(gamma[:, None])
+    slope = slope.to(rows.dtype)
     return total, slope @ weight, slope.T @ rows
 
 
