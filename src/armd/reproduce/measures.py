@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from armd.chart import Series, drawing, finite_points, look, picture
@@ -17,6 +17,7 @@ from armd.model import Armd
 from armd.reproduce.experiment import Table, Target
 from armd.reproduce.page import spread
 from armd.reproduce.study import Run, Study
+from armd.train.log import read_metrics
 
 
 def scores(study: Study, run: Run, *, orders: str, texts: int = 512) -> list[dict[str, Any]]:
@@ -121,7 +122,7 @@ def parameters(study: Study, run: Run) -> int:
 
 # ---- tables of likelihood by order ----------------------------------------------------------------------------------
 
-SCORED = 65_536
+SCORED = 32_768
 """Held-out tokens that our own questions are measured on."""
 ORDERS = ("left_to_right", "reinsert:8", "uniform:4", "strided:4")
 
@@ -149,9 +150,14 @@ def nats(study: Study, run: Run, order: str = "left_to_right") -> float | None:
     return value
 
 
-def mean_nats(study: Study, name: str) -> float:
-    """Left to right, the mean over the seeds of a trained model."""
-    return fmean(value for run in study.runs(name) if (value := nats(study, run)) is not None)
+def losses(study: Study, name: str, order: str = "left_to_right") -> dict[int, float]:
+    """`nats` of a trained model by seed, where it knows the order."""
+    return {run.seed: value for run in study.runs(name) if (value := nats(study, run, order)) is not None}
+
+
+def tokens_per_second(run: Run) -> float:
+    """Of training, the median of its log; several models may have shared the machine (`at_once` beside the run)."""
+    return median(record["tokens_per_second"] for record in read_metrics(run.folder) if "loss" in record)
 
 
 def exact_tokens_per_pass(study: Study, run: Run) -> float:

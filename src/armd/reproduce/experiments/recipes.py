@@ -7,7 +7,7 @@ from typing import Any
 
 from armd.reproduce.bases import ablation, shortened
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting
-from armd.reproduce.measures import likelihood, mean_curve, nats, perplexity_ratios, ratio_target, svg
+from armd.reproduce.measures import likelihood, losses, mean_curve, perplexity_ratios, ratio_target, svg
 from armd.reproduce.study import Study
 from armd.train import OptimConfig
 
@@ -59,13 +59,9 @@ def report(study: Study) -> Section:
 
 def _ratios(study: Study, name: str) -> dict[int, float]:
     """Ratios of perplexity left to right to AdamW at the best of its rates, for the seeds that have all of these."""
-    rated = [_losses(study, other) for other in (ADAMW, *(f"{ADAMW}, rate x {factor:g}" for factor in FACTORS))]
-    complete = set.intersection(*(set(losses) for losses in rated))
-    return perplexity_ratios(_losses(study, name), {seed: min(by[seed] for by in rated) for seed in complete})
-
-
-def _losses(study: Study, name: str) -> dict[int, float]:
-    return {run.seed: value for run in study.runs(name) if (value := nats(study, run)) is not None}
+    rated = [losses(study, other) for other in (ADAMW, *(f"{ADAMW}, rate x {factor:g}" for factor in FACTORS))]
+    complete = set.intersection(*map(set, rated))
+    return perplexity_ratios(losses(study, name), {seed: min(by[seed] for by in rated) for seed in complete})
 
 
 RECIPES = Experiment(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from statistics import fmean
 from typing import NamedTuple
 
 from armd.families import OrderSchedule
+from armd.flops import two_stream_ratio
 from armd.reproduce.bases import ablation, progressive
-from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting
-from armd.reproduce.measures import exact_tokens_per_pass, likelihood, mean_nats, svg
+from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Target
+from armd.reproduce.measures import (
+    exact_tokens_per_pass,
+    likelihood,
+    losses,
+    perplexity_ratios,
+    ratio_target,
+    svg,
+    tokens_per_second,
+)
 from armd.reproduce.study import Study
 
 FAMILIES: dict[str, Callable[[int], OrderSchedule]] = {
@@ -20,6 +30,8 @@ FAMILIES: dict[str, Callable[[int], OrderSchedule]] = {
 }
 LENGTHS = {256: tuple(FAMILIES), 1024: ("progressive",)}
 """Length of text -> order families that are tried at it."""
+NOTHING_LOST = 1.01
+"""Times the perplexity; two seeds differ by about as much."""
 
 
 class Cell(NamedTuple):
@@ -38,9 +50,9 @@ class Cell(NamedTuple):
 def grid(layers: int) -> list[Cell]:
     return [
         Cell(length, family, query, two_stream)
+        for query in ("kernel", "aggregate")
         for length, families in LENGTHS.items()
         for family in families
-        for query in ("kernel", "aggregate")
         for two_stream in sorted({1, 2, layers // 2, layers})
     ]
 
@@ -56,22 +68,42 @@ def _model(setting: Setting, cell: Cell) -> Model:
 
 
 def report(study: Study) -> Section:
-    tables, figures = [], []
-    exact = ("tokens a pass, exact, S = 4", partial(exact_tokens_per_pass, study), ".2f")
+    tables, figures, targets = [], [], []
+    more = (
+        ("tokens a pass, exact, S = 4", partial(exact_tokens_per_pass, study), ".2f"),
+        ("arithmetic, times AR", lambda run: two_stream_ratio(run.config.model, run.config.text_length), ".2f"),
+        ("training, tokens/s", tokens_per_second, ",.0f"),
+    )
     cells = grid(ablation(study.setting).model.num_hidden_layers)
-    for length in LENGTHS:
+    for length, families in LENGTHS.items():
         trained = [cell for cell in cells if cell.length == length and study.runs(cell.name)]
         if not trained:
             continue
-        tables.append(likelihood(study, f"Texts of {length:,} tokens", [cell.name for cell in trained], exact))
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for cell in trained:
-            point = float(cell.two_stream), mean_nats(study, cell.name)
-            lines.setdefault(f"{cell.query}, {cell.family}", []).append(point)
-        title = f"Left to right by two-stream layers, N = {length:,}"
-        drawn = svg(title, lines, ("two-stream layers", "nats/token"), log_x=True)
-        figures.append(Figure(title, drawn, "a line for each query and order family"))
-    return Section("", tables, figures)
+        tables.append(likelihood(study, f"Texts of {length:,} tokens", [cell.name for cell in trained], *more))
+        for order, what in (("left_to_right", "left to right"), ("uniform:4", "in uniform orders")):
+            lines: dict[str, list[tuple[float, float]]] = {}
+            for cell in trained:
+                point = float(cell.two_stream), fmean(losses(study, cell.name, order).values())
+                lines.setdefault(f"{cell.query}, {cell.family}", []).append(point)
+            title = f"Loss {what} by two-stream layers, N = {length:,}"
+            drawn = svg(title, lines, ("two-stream layers", "nats/token"), log_x=True)
+            figures.append(Figure(title, drawn, "a line for each query and order family"))
+        for family in families:
+            kernel = [cell for cell in trained if cell.family == family and cell.query == "kernel"]
+            targets += [_target(study, kernel, order) for order in ("left_to_right", "uniform:4")]
+    return Section("", tables, figures, targets)
+
+
+def _target(study: Study, cells: Sequence[Cell], order: str) -> Target:
+    """That one two-stream layer loses nothing beside the best number of more, seed by seed."""
+    one, *others = [losses(study, cell.name, order) for cell in cells]
+    complete = set.intersection(*map(set, others)) if others else set[int]()
+    best = {seed: min(by[seed] for by in others) for seed in complete}
+    claim = (
+        f"{cells[0].name}: perplexity {order.replace('_', ' ')} at most {NOTHING_LOST:g} times the best of "
+        f"L2s = {', '.join(str(cell.two_stream) for cell in cells[1:])}"
+    )
+    return ratio_target(claim, perplexity_ratios(one, best), study.seeds, NOTHING_LOST)
 
 
 TWO_STREAM = Experiment(
