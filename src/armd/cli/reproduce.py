@@ -126,6 +126,7 @@ def _report(study: Study, args: Reproduce) -> dict[str, object]:
 def _settings(args: Reproduce) -> list[str]:
     """What a record says of its command: no paths, which differ from machine to machine."""
     words = ["--data DIR", f"--seeds {args.seeds}"] + [f"--scale {args.scale}"] * (args.scale != "small")
+    words += [f"--jobs {args.jobs}"] * (args.jobs > 1)  # which slows whatever is timed
     return words + [f"--{name} PATH" for name in ("sets", "puzzles") if getattr(args, name)]
 
 

@@ -21,7 +21,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from armd import checkpoint
-from armd.bench.timing import commit
+from armd.bench.timing import commit, machine
 from armd.data import Manifest, Spread, TokenDataset, Tokenizer
 from armd.errors import UserError
 from armd.files import alone_at, read_json, write_json
@@ -177,9 +177,8 @@ class Study:
                 shown = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
                 self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
                 found = function(self, run, **options)
-                write_json(
-                    path, {"run": run.key, "function": name, "options": told, "commit": commit(), "found": found}
-                )
+                made = {"commit": commit(), "machine": machine(pick_device("auto"))}
+                write_json(path, {"run": run.key, "function": name, "options": told, **made, "found": found})
         return read_json(path)["found"]
 
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
