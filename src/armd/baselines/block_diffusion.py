@@ -6,6 +6,8 @@ the clean blocks before it (`masks.block_diffusion`). Writing keeps the keys and
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -86,11 +88,14 @@ class BlockDiffusion(Denoiser):
         see = Mask(rendered=dense(block_diffusion, queries, keys))
         rotation = self.rotary(torch.cat((slots, fresh), dim=1))
         rows = torch.cat((self._rows(block, block < 0, slots), self._rows(clean, clean < 0, fresh)), dim=1)
+
+        def keep(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            """The clean rows go to the store; those of the block, which come first, are forgotten."""
+            old_k, old_v = store.write(layer, fresh, k[:, :, L:], v[:, :, L:], start)
+            return torch.cat((k[:, :, :L], old_k), dim=2), torch.cat((v[:, :, :L], old_v), dim=2)
+
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.project(rows, rotation)
-            known = store.write(i, fresh, k[:, :, L:], v[:, :, L:], start)
-            k, v = (torch.cat((new[:, :, :L], old), dim=2) for new, old in zip((k, v), known, strict=True))
-            rows = layer.update(rows, q, k, v, see)
+            rows = layer(self_attend, rows, rotation, see, partial(keep, i))
         return self.norm(rows[:, :L])
 
     def reader(self, batch: int, length: int) -> Reader:
