@@ -328,8 +328,8 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     for constant, value in {"LENGTH": 32, "SENTENCE": 16, "ABLATION_WIDTH": 24}.items():
         monkeypatch.setattr(bases, constant, value)
     monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
-    grid = {(32, "kernel"): ("progressive", "uniform"), (32, "aggregate"): ("progressive",), (64, "kernel"): ("uniform",)}
-    monkeypatch.setattr(two_stream, "GRID", grid)
+    all_of_it = {(32, "kernel"): ("strided", "uniform"), (32, "aggregate"): ("strided",), (64, "kernel"): ("uniform",)}
+    monkeypatch.setattr(two_stream, "GRID", all_of_it)
     monkeypatch.setattr(table2, "SAMPLES", 2)
     monkeypatch.setattr(table2, "MANY", 4)
     monkeypatch.setattr(bases, "tiny", shrunken)
