@@ -49,9 +49,14 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def alone_at(path: Path) -> Iterator[None]:
     """Within the context no other process is in that of the same path; the others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_name(f".{path.name}.lock").open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write {path.parent}: {error}") from error
+    with file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -312,6 +312,23 @@ def test_the_paper_s_models_are_planned_once() -> None:
     assert armd[3] == "94.4B" and float(armd[4]) > 1  # 180,000 x 512 x 1,024 tokens
 
 
+def test_one_two_stream_layer_is_judged_by_the_best_of_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [two_stream.Cell(8, "uniform", "kernel", n) for n in (1, 2, 3)]
+    by_name: dict[str, dict[int, float]] = {}
+    monkeypatch.setattr(two_stream, "losses", lambda study, name, order: by_name.get(name, {}))
+    study = Study(experiment(), Path(), Path(), seeds=(0, 1))
+
+    def met(*nats: tuple[float, ...]) -> bool | None:
+        by_name.update({cell.name: dict(enumerate(by)) for cell, by in zip(cells, nats, strict=False)})
+        return two_stream._target(study, cells, "uniform:4").met
+
+    assert met((4.0, 4.0), (4.0, 4.1)) is None  # the third is missing
+    assert met((4.0, 4.0), (4.0, 4.1), (4.2, 4.1)) is True
+    assert met((4.0, 4.0), (4.0, 4.1), (3.9, 3.9)) is False
+    assert met((4.0, 4.0), (4.0, 4.1), (3.9, 4.1)) is None  # by the seed
+    assert met((4.0,), (4.0,), (4.2,)) is None  # one seed
+
+
 # ---- the experiments -------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -275,6 +276,33 @@ def test_a_finished_run_is_published_again(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == published
 
 
+def test_a_finished_run_without_checkpoints_is_left_alone(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small(max_steps=1, orders=OrderSchedule()), data, run, quiet=True)
+    shutil.rmtree(run / "checkpoints")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UserError, match=r"is finished and its checkpoints are gone; --init .* starts from it"):
+        train(small(max_steps=1, orders=OrderSchedule()), data, run, resume=True, quiet=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_run_that_started_meanwhile_keeps_its_folder(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found the folder empty."""
+    config, build = small(max_steps=1, orders=OrderSchedule()), optim.build
+
+    def other_starts(*args: object) -> object:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run.json").write_text("of the other")
+        return build(*args)
+
+    monkeypatch.setattr(loops.optim, "build", other_starts)
+    with pytest.raises(UserError, match="is not empty"):
+        train(config, data, tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "run.json").read_text() == "of the other"
+
+
 DAMAGE = {
     "run.json is damaged or no JSON file": ("run.json", b"{oops"),
     "run.json is damaged: it holds no JSON object": ("run.json", b"[]"),
@@ -356,6 +384,25 @@ def test_a_full_disk_while_logging_is_one_line(tmp_path: Path) -> None:
         log._file.close()
         log._file = Path("/dev/full").open("a")  # noqa: SIM115 (closed by the log)
         log.record(step=1)
+
+
+def test_a_run_outlives_those_who_read_it(tmp_path: Path) -> None:
+    """As under `armd train 2>&1 | head`, or in a terminal that is closed."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    error: BaseException = SystemExit(1)  # what rich makes of a broken pipe
+    with Log(tmp_path, 0, 1) as log:
+        log.console.file = Gone()
+        log.say("lost")
+    error = OSError(5, "Input/output error")
+    with Log(tmp_path, 0, 1) as log:
+        log.console.file = Gone()
+        log.say("lost")
+        log.record(step=1)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
 
 
 def test_what_killed_processes_left_goes(data: Path, tmp_path: Path) -> None:

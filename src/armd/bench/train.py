@@ -1,7 +1,9 @@
 """Speed and memory of training steps: ARMD beside our autoregressive baseline and nanoGPT, all on the same terms.
 
 Every contestant has the same shape, batch, precision and optimiser (fused AdamW, gradients clipped) and random weights
-and texts. Where arithmetic is all, ARMD has the share `limit` of the speed of AR; `of_limit` is how much of it it has.
+and texts. Compiled, each is as its own training compiles it: nanoGPT whole by torch.compile, ours by `compile_layers`,
+which on a CPU asks for torch's random numbers. Where arithmetic is all, ARMD has the share `limit` of the speed of AR;
+`of_limit` is how much of it it has.
 `mfu` is the share of the device's bfloat16 peak, where a data sheet says that peak.
 """
 

@@ -80,9 +80,13 @@ def own(setting: Setting, **changes: Any) -> TrainConfig:
 
 def ablation(setting: Setting, **changes: Any) -> TrainConfig:
     """What our own questions, which take many models, are asked of: at small scale narrower, of half the batch."""
-    if setting.scale != "small":
+    if setting.scale == "medium":
+        return own(setting, **changes)
+    if setting.scale == "paper":
         base = armd(setting)
-        return replace(base, model=replace(base.model, **changes))
+        texts = base.batch_size * base.text_length
+        base = replace(base, model=replace(base.model, **changes))
+        return replace(base, batch_size=max(texts // base.text_length, 1))
     base = own(setting, hidden_size=ABLATION_WIDTH, **changes)
     return replace(base, batch_size=max(base.batch_size // 2, 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -128,8 +129,10 @@ def _show(worker: Worker, progress: Progress) -> None:
 
 def _finish(worker: Worker) -> list[str]:
     """Clear up after a process that ended; what it died of, if it did."""
-    run = worker.run
-    if worker.process.returncode:
+    run, code = worker.run, worker.process.returncode
+    if code < 0:
+        return [f"{run.name}, seed {run.seed}, was killed by {signal.Signals(-code).name} (its log: {worker.log})"]
+    if code:
         lines = worker.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         return [f"{run.name}, seed {run.seed}, ended early: {lines[-1]} (all of it: {worker.log})"]
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # the model stays, what resuming needs may go

@@ -50,6 +50,8 @@ def check_run(run: Path, identity: dict[str, Any], resume: bool) -> None:
     """A new run needs a new or empty folder, a resumed one the folder of the same run."""
     if resume:
         _check_same_run(run / "run.json", identity)
+        if (run / DONE).exists() and not state.checkpoints(run):  # it would start over, and publish over the model
+            raise UserError(f"run {run} is finished and its checkpoints are gone; --init {run} starts from it")
     elif run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir())):
         raise UserError(f"run folder {run} is not empty; use --resume to go on with it, or another --out")
 

@@ -92,8 +92,11 @@ class Log:
             self._board.record(values)
 
     def say(self, text: str) -> None:
-        """A line for people that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """A line for people that stays; a run outlives those who read it."""
+        try:
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        except (OSError, SystemExit):  # rich would leave the program at a broken pipe
+            self.console.quiet = True
 
 
 class Silence:

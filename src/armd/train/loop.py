@@ -128,7 +128,7 @@ class Trainer:
         if resume:
             self._restore()
         else:
-            ranks.on_first(lambda: write_json(folder / "run.json", self.identity))
+            ranks.on_first(self._claim)
         self.saved, self.valid = self.done, dict[str, float]()
 
     def _read(self, data: Path, resume: bool) -> None:
@@ -150,6 +150,11 @@ class Trainer:
         if self.ranks.local == 0:  # once on every machine
             for part in (self.train_set, self.valid_set):
                 part.verify()
+
+    def _claim(self) -> None:
+        """Make the folder ours, unless another run took it while ours was made ready."""
+        check_run(self.folder, self.identity, resume=False)
+        write_json(self.folder / "run.json", self.identity)
 
     def _check_same(self, first: dict[str, Any]) -> None:
         if self.identity != first:
