@@ -59,8 +59,8 @@ class TrainBench:
     """Tokens N of a text; 0: the longest of the preset."""
     batch: int = 8
     """Texts in a step."""
-    dropout: float = -1.0
-    """Another dropout; below 0: that of the preset."""
+    dropout: float | None = None
+    """Another dropout than that of the preset."""
     dtype: tuple[Literal["bf16", "fp32"], ...] = ("bf16",)
     """bf16 (autocast, float32 weights) or fp32."""
     mode: tuple[Literal["eager", "compiled"], ...] = ("eager",)
@@ -111,7 +111,7 @@ class TrainBench:
             num_two_stream_layers=1,
             max_position_embeddings=self.length or preset.max_position_embeddings,
             query=self.query,
-            dropout=self.dropout if self.dropout >= 0 else preset.dropout,
+            dropout=preset.dropout if self.dropout is None else self.dropout,
             eos_token_id=None,
         )
 
