@@ -139,8 +139,52 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
     rows = q.shape[2]
     if rows == 1 and q.dtype == torch.bfloat16 and q.device.type == "cpu" and not mask.triangle:
         q = q.expand(-1, -1, 2, -1)  # torch's kernel for one such row is three times as slow as that for two
+    if dropout and q.device.type == "cpu":
+        return _attend_and_drop(q, k, v, mask, dropout)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.rendered, is_causal=mask.triangle, dropout_p=dropout)
     return out[:, :, :rows]
+
+
+def drop(x: Tensor, dropout: float) -> Tensor:
+    """Zeros in place of a share of the values, the others scaled up so that the mean stays.
+
+    On a CPU 16 random bits a value decide; torch draws four times as many there, which takes most of its dropout.
+    """
+    if not dropout:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, dropout)
+    values = 2**16
+    dropped = min(round(dropout * values), values - 1)
+    words = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 4 + 1,), device=x.device)
+    kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - values // 2
+    return x * (kept.to(x.dtype) * (values / (values - dropped)))
+
+
+ROWS_AT_ONCE = 128
+"""Query rows of which `_attend_and_drop` has all weights at once."""
+
+
+def _attend_and_drop(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tensor:
+    """`attend` for training with dropout on a CPU; every row sees a key.
+
+    torch has no fused kernel for this: it would compute and drop the weights of all keys, those after the row too, and
+    in float32 whatever the type. A few rows at a time need keys up to their last one only.
+    """
+    q, k = q * q.shape[-1] ** -0.5, k.transpose(-2, -1)
+    seen = []
+    for start in range(0, q.shape[2], ROWS_AT_ONCE):
+        rows = slice(start, min(start + ROWS_AT_ONCE, q.shape[2]))
+        keys = slice(0, rows.stop if mask.triangle else k.shape[3])
+        scores = q[:, :, rows] @ k[..., keys]
+        if mask.triangle:
+            after = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(start + 1)
+            scores = scores.masked_fill(after, -torch.inf)
+        elif mask.rendered is not None:
+            assert isinstance(mask.rendered, Tensor)
+            scores = scores.masked_fill(~mask.rendered[:, :, rows], -torch.inf)
+        seen.append(drop(scores.softmax(dim=-1), dropout) @ v[:, :, keys])
+    return torch.cat(seen, dim=2)
 
 
 def _to_autocast(x: Tensor) -> Tensor:
@@ -214,7 +258,7 @@ class Layer(nn.Module):
         return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)  # (B, R, D) -> (B, H, R, K)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return drop(x, self.dropout) if self.training else x
 
 
 Keep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

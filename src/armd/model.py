@@ -29,7 +29,18 @@ from torch.utils.checkpoint import checkpoint
 from armd.cache import Cache, KeyValueStore, Places
 from armd.errors import UserError
 from armd.fields import check_types
-from armd.layers import ACTIVATIONS, NORMS, Layer, Result, Rotary, both_attend, cross_attend, initialise, self_attend
+from armd.layers import (
+    ACTIVATIONS,
+    NORMS,
+    Layer,
+    Result,
+    Rotary,
+    both_attend,
+    cross_attend,
+    drop,
+    initialise,
+    self_attend,
+)
 from armd.masks import Visibility, causal, dense, strictly_causal
 from armd.orders import Order
 from armd.prefix import PREFIXES
@@ -261,7 +272,7 @@ class Transformer(nn.Module):
         bos = self.bos.expand(len(tokens), 1, -1)
         table = torch.cat((bos, self.embed(tokens)), dim=1)  # (B, N, D) -> (B, N + 1, D)
         table = self._at_slots(table, torch.arange(table.shape[1], device=tokens.device))
-        return F.dropout(table, self.config.dropout, self.training)
+        return drop(table, self.config.dropout) if self.training else table
 
 
 class Armd(Transformer):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armd import Armd, Autoregressive, Order, loss, objective
-from armd.layers import RMSNorm, rotate
+from armd.layers import RMSNorm, attend, drop, rotate
+from armd.masks import EVERYTHING, TRIANGLE, Mask, causal, dense
 from armd.objective import row_nll, weighted_nll
 from armd.prefix import Kernel
 from conftest import make_model
@@ -175,6 +176,68 @@ def gradients(model: torch.nn.Module, tokens: Tensor, order: Order) -> tuple[flo
     value = loss(model, tokens, order)
     value.backward()
     return value.item(), [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(dropout: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    count = 1_000_003  # four values share a draw, the last one is cut
+    x = torch.ones(count, dtype=dtype, requires_grad=True)
+    dropped = drop(x, dropout)
+    off = 5 * (dropout * (1 - dropout) / count) ** 0.5
+    assert (dropped == 0).double().mean() == pytest.approx(dropout, abs=off + 2**-17)
+    torch.testing.assert_close(
+        dropped[dropped > 0], torch.full_like(x, 1 / (1 - dropout))[dropped > 0], rtol=0.01, atol=0
+    )
+    together = dropped.double().detach()[: count // 4 * 4].view(-1, 4).T.corrcoef() - torch.eye(4)
+    assert together.abs().max() < 5 * (count / 4) ** -0.5  # values of one draw know nothing of each other
+    (grad,) = torch.autograd.grad(dropped.sum(), x)
+    assert torch.equal(grad, dropped)
+
+
+def test_dropout_is_the_same_from_the_same_seed_and_none_at_zero() -> None:
+    x, found = random(5, 7), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(drop(x, 0.3))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert drop(x, 0.0) is x
+    assert (drop(x, 1 - 1e-9) == 0).all()  # not a number would not be
+
+
+BLOCKS = torch.arange(150)[None] // 4
+
+
+@pytest.mark.parametrize("mask", [TRIANGLE, EVERYTHING, Mask(rendered=dense(causal, BLOCKS, BLOCKS))], ids="tea")
+def test_attention_that_drops_nothing_is_that_of_torch(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 rows: more than one chunk, the last one shorter."""
+    q, k, v = (random(2, 2, 150, 4, seed=seed) for seed in range(3))
+    monkeypatch.setattr("armd.layers.drop", lambda x, _: x)
+    assert_same(lambda *qkv: attend(*qkv, mask, 0.5), lambda *qkv: attend(*qkv, mask, 0.0), q, k, v)
+
+
+def test_attention_drops_weights_and_scales_the_others() -> None:
+    q, k = (random(4, 2, 150, 4, seed=seed, grad=False) for seed in range(2))
+    v = torch.eye(150, dtype=q.dtype).expand(4, 2, -1, -1)  # so that what is seen are the weights
+    torch.manual_seed(0)
+    whole, dropped = attend(q, k, v, TRIANGLE, 0.0), attend(q, k, v, TRIANGLE, 0.25)
+    kept, visible = dropped > 0, whole > 0
+    assert not dropped[~visible].any()
+    assert (kept & visible).sum() / visible.sum() == pytest.approx(0.75, abs=0.01)  # of 90,600: 0.0014
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.75)
+
+
+def test_attention_that_drops_rounds_scores_to_bfloat16_and_no_more() -> None:
+    q, k = (random(4, 2, 150, 4, seed=seed, grad=False).bfloat16() for seed in range(2))
+    v = torch.eye(150, dtype=q.dtype).expand(4, 2, -1, -1)
+    scores = q.double() @ k.double().transpose(-2, -1) / 2
+    dropped = attend(q, k, v, EVERYTHING, 0.2).double()
+    kept = dropped > 0
+    off = (dropped * 0.8 / scores.softmax(dim=-1) - 1).abs()[kept]
+    rounding = torch.finfo(q.dtype).eps / 2
+    # Of its own score, of the others of its row, of the weight, of the noise 1 / 0.8, and of the weight times that.
+    assert (off <= rounding * (scores.abs() + scores.abs().amax(dim=-1, keepdim=True) + 3)[kept] * 1.05).all()
 
 
 def saved_bytes(model: torch.nn.Module, tokens: Tensor, order: Order) -> int:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from armd.cache import Cache
 from armd.errors import UserError
+from armd.layers import drop
 from armd.model import ArmdConfig, Transformer
 from armd.noise import Noise
 from armd.objective import row_nll, weighted_nll
@@ -57,7 +57,8 @@ class Denoiser(Transformer):
 
     def _rows(self, tokens: Tensor, masked: Tensor, slots: Tensor) -> Tensor:
         rows = torch.where(masked[..., None], self.mask, self.embed(torch.where(masked, 0, tokens)))
-        return F.dropout(self._at_slots(rows, slots), self.config.dropout, self.training)
+        rows = self._at_slots(rows, slots)
+        return drop(rows, self.config.dropout) if self.training else rows
 
 
 # ---- the continuous-time bound ---------------------------------------------------------------------------------------
