@@ -158,7 +158,7 @@ def drop(x: Tensor, dropout: float) -> Tensor:
     dropped = min(round(dropout * values), values - 1)
     words = torch.randint(-(2**63), 2**63 - 1, (x.numel() // 4 + 1,), device=x.device)
     kept = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - values // 2
-    return x * (kept.to(x.dtype) * (values / (values - dropped)))
+    return x * kept.to(x.dtype).mul_(values / (values - dropped))
 
 
 ROWS_AT_ONCE = 128
@@ -179,10 +179,10 @@ def _attend_and_drop(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float
         scores = q[:, :, rows] @ k[..., keys]
         if mask.triangle:
             after = torch.ones(scores.shape[2:], dtype=torch.bool, device=q.device).triu(start + 1)
-            scores = scores.masked_fill(after, -torch.inf)
+            scores.masked_fill_(after, -torch.inf)
         elif mask.rendered is not None:
             assert isinstance(mask.rendered, Tensor)
-            scores = scores.masked_fill(~mask.rendered[:, :, rows], -torch.inf)
+            scores.masked_fill_(~mask.rendered[:, :, rows], -torch.inf)
         seen.append(drop(scores.softmax(dim=-1), dropout) @ v[:, :, keys])
     return torch.cat(seen, dim=2)
 

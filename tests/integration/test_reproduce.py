@@ -39,6 +39,7 @@ from armd.reproduce import (
 )
 from armd.reproduce.experiments import table2, two_stream
 from armd.reproduce.measures import perplexity_ratios, ratio_target
+from armd.reproduce.page import merged
 from armd.reproduce.run import paper_plan
 from armd.reproduce.study import fingerprint
 from armd.train import OptimConfig, TrainConfig, train
@@ -329,6 +330,12 @@ def test_one_two_stream_layer_is_judged_by_the_best_of_more(monkeypatch: pytest.
     assert met((4.0,), (4.0,), (4.2,)) is None  # one seed
 
 
+def test_notes_that_differ_in_one_clause_are_one() -> None:
+    notes = ["a; b, c, d; e", "i: alone", "a; b, x, y, d; e", "a; b; other", "alone: j"]
+    assert merged(notes) == ["a; b, (c / x, y), d; e", "i: alone", "a; b; other", "alone: j"]
+    assert merged(["a; b", "a; b", "c; b", "c; d"]) == ["(a / c); b", "c; d"]
+
+
 # ---- the experiments -------------------------------------------------------------------------------------------------
 
 
@@ -345,8 +352,7 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     for constant, value in {"LENGTH": 32, "SENTENCE": 16, "ABLATION_WIDTH": 24}.items():
         monkeypatch.setattr(bases, constant, value)
     monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
-    all_of_it = {(32, "kernel"): ("strided", "uniform"), (32, "aggregate"): ("strided",), (64, "kernel"): ("uniform",)}
-    monkeypatch.setattr(two_stream, "GRID", all_of_it)
+    monkeypatch.setattr(two_stream, "GRID", {32: ("strided", "uniform"), 64: ("uniform",)})
     monkeypatch.setattr(table2, "SAMPLES", 2)
     monkeypatch.setattr(table2, "MANY", 4)
     monkeypatch.setattr(bases, "tiny", shrunken)

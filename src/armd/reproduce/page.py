@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,63 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
         out += _notes(table["notes"])
     for target in section["targets"]:
         out.append(f"* {_plain(target['claim'])}: **{MET[target['met']]}**. {_plain(target['found'])}")
-    machine, data = record["machine"], record["data"]
-    made = f"`{record['command']}`, commit {record['commit']}, models of {', '.join(record['trained_at'])}"
-    seeds, corpus = ", ".join(map(str, record["seeds"])), f"data {data['digest'][:12]} ({data['tokenizer']})"
-    out.append(
-        f"\n<sub>Made with {made}, seeds {seeds}, {corpus}; {in_words(machine)}; training took "
-        f"{record['hours']:.1f} hours of its models' time. Record: [{name}.json]({folder}/{name}.json).</sub>\n"
-    )
+    out.append(f"\n<sub>{_origin(record)} Record: [{name}.json]({folder}/{name}.json).</sub>\n")
     return "\n".join(out)
 
 
+def _origin(record: Mapping[str, Any]) -> str:
+    """How, from which source and where it was made; older records do not know where each figure is from."""
+    commits = {
+        "commit": [record["commit"]],
+        "models of": record["trained_at"],
+        "figures of": record.get("measured_at", [record["commit"]]),
+    }
+    told = ", ".join(f"{what} {', '.join(commit[:10] for commit in of)}" for what, of in commits.items())
+    machines = " and ".join(record.get("machines", [in_words(record["machine"])]))
+    seeds, data = ", ".join(map(str, record["seeds"])), record["data"]
+    return (
+        f"Made with `{record['command']}`, {told}; seeds {seeds}; data {data['digest'][:12]} ({data['tokenizer']}); "
+        f"{machines}; training took {record['hours']:.1f} hours of its models' time."
+    )
+
+
 def _notes(notes: Sequence[str]) -> list[str]:
-    return [f"<sub>{_plain(note)}</sub>\n" for note in notes]
+    return [f"<sub>{_plain(note)}</sub>\n" for note in merged(notes)]
+
+
+def merged(notes: Sequence[str]) -> list[str]:
+    """Notes of which some, that differ in one clause only, are told as one with alternatives: a; (b / c); d."""
+    groups: list[list[list[str]]] = []
+    for note in notes:
+        clauses = note.split("; ")
+        for group in groups:
+            if len(group[0]) == len(clauses) > 1 and _differing([*group, clauses]) <= 1:
+                group.append(clauses)
+                break
+        else:
+            groups.append([clauses])
+    return ["; ".join(map(_alternatives, zip(*group, strict=True))) for group in groups]
+
+
+def _differing(rows: Sequence[Sequence[str]]) -> int:
+    return sum(len(set(column)) > 1 for column in zip(*rows, strict=True))
+
+
+def _shared(rows: Sequence[Sequence[str]]) -> int:
+    """How many of their first parts are the same in all."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+
+
+def _alternatives(clauses: Sequence[str]) -> str:
+    """One clause of several: the parts at either end that all share, once, and what is between them."""
+    parts = [clause.split(", ") for clause in dict.fromkeys(clauses)]
+    start = _shared(parts)
+    tails = [part[start:][::-1] for part in parts]
+    end = _shared(tails)
+    if len(parts) == 1:
+        return clauses[0]
+    between = " / ".join(", ".join(tail[end:][::-1]) for tail in tails)
+    return ", ".join((*parts[0][:start], f"({between})", *tails[0][:end][::-1]))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

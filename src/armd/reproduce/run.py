@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from armd.bench.timing import provenance
+from armd.bench.timing import in_words, provenance
 from armd.data import Manifest
 from armd.errors import UserError
 from armd.files import read_json, write_json
@@ -46,14 +46,16 @@ def report(study: Study, command: str) -> Section:
     experiment = study.experiment
     section = experiment.report(study)
     runs = list({run.key: run for run in study.all_runs if run.finished}.values())
-    origins = [read_json(run.folder.with_suffix(".json")) for run in runs]
+    trained = [read_json(run.folder.with_suffix(".json")) for run in runs]
     manifest = Manifest.load(study.data)
     record = {
         "name": experiment.name,
         "title": experiment.title,
         "question": experiment.question,
         **provenance(command, pick_device("auto")),
-        "trained_at": sorted({commit for origin in origins for commit in origin["commits"]}),
+        "trained_at": sorted({commit for origin in trained for commit in origin["commits"]}),
+        "measured_at": sorted({str(origin["commit"]) for origin in study.used}),
+        "machines": sorted({in_words(origin["machine"]) for origin in (*trained, *study.used)}),
         "data": {"tokenizer": manifest.tokenizer, "vocab_size": manifest.vocab_size, "digest": manifest.digest},
         "scale": study.scale,
         "seeds": sorted({run.seed for run in runs}),

@@ -105,6 +105,7 @@ class Study:
         puzzles: file of test puzzles; None if there is none.
         say: gets a line before each measurement.
         only: the one seed whose runs are looked at, but of models that have fewer seeds; None: all.
+        used: origin (commit and machine) of every figure that was looked up.
     """
 
     experiment: Experiment
@@ -116,6 +117,7 @@ class Study:
     puzzles: Path | None = None
     say: Callable[[str], object] = field(default=_silence, repr=False)
     only: int | None = None
+    used: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
 
     @cached_property
     def setting(self) -> Setting:
@@ -173,16 +175,21 @@ class Study:
         told = {key: str(value) for key, value in options.items()}
         key = _hash([run.weights, run.key, name, fingerprint(function), told])
         path = self.out / "figures" / f"{key}.json"
-        if path.exists():
-            return read_json(path)["found"]
-        with alone_at(path):  # two seeds may ask for the figure of one model at the same time
-            if not path.exists():
-                shown = ", ".join(f"{k} {v}" for k, v in options.items() if isinstance(v, str | int | float))
-                self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
-                found = function(self, run, **options)
-                made = {"commit": commit(), "machine": machine(pick_device("auto"))}
-                write_json(path, {"run": run.key, "function": name, "options": told, **made, "found": found})
-        return read_json(path)["found"]
+        if not path.exists():
+            with alone_at(path):  # two seeds may ask for the figure of one model at the same time
+                if not path.exists():
+                    self._make(path, run, function, options, {"run": run.key, "function": name, "options": told})
+        figure = read_json(path)
+        self.used.append({key: figure[key] for key in ("commit", "machine")})
+        return figure["found"]
+
+    def _make(
+        self, path: Path, run: Run, function: Callable[..., Any], options: dict[str, Any], about: dict[str, Any]
+    ) -> None:
+        shown = ", ".join(f"{key} {value}" for key, value in options.items() if isinstance(value, str | int | float))
+        self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
+        found = function(self, run, **options)
+        write_json(path, {**about, "commit": commit(), "machine": machine(pick_device("auto")), "found": found})
 
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
         """`measure` of every finished run of a model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from functools import cache, partial
 from pathlib import Path
@@ -63,11 +64,11 @@ def models(setting: Setting) -> dict[str, Model]:
 # ---- measures --------------------------------------------------------------------------------------------------------
 
 
-def solving(study: Study, run: Run, *, kind: str, order: str, puzzles: int) -> dict[str, Any]:
+def solving(study: Study, run: Run, *, kind: str, content: str, order: str, puzzles: int) -> dict[str, Any]:
     """Share of the puzzles of a kind solved in all cells, passes and seconds of a puzzle, 64 at once."""
     model, _ = run.load()
     assert isinstance(model, Armd)
-    boards, solutions = held_out_puzzles(kind, study.puzzles, puzzles)
+    boards, solutions = held_out_puzzles(kind, study.puzzles if content else None, puzzles)
     found = solve(model, boards, order)
     return {
         "solved": float(found.solved(solutions).mean()),
@@ -76,17 +77,17 @@ def solving(study: Study, run: Run, *, kind: str, order: str, puzzles: int) -> d
     }
 
 
-def difficulty(study: Study, run: Run, *, kind: str, puzzles: int) -> dict[str, float]:
+def difficulty(study: Study, run: Run, *, kind: str, content: str, puzzles: int) -> dict[str, float]:
     """Mean clues of a kind of puzzles, and the branches that a solver by logic takes."""
-    boards, _ = held_out_puzzles(kind, study.puzzles, puzzles)
+    boards, _ = held_out_puzzles(kind, study.puzzles if content else None, puzzles)
     branches = [grade(board).branches for board in boards.tolist()]
     return {"clues": float((boards > 0).sum(axis=1).mean()), "branches": float(np.mean(branches))}
 
 
 @cache
 def held_out_puzzles(kind: str, file: Path | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puzzles of a grade, or some of the file with the name `kind`, and their solutions."""
-    if file is None or kind != file.name:
+    """Puzzles of a grade, or some of a file, and their solutions."""
+    if file is None:
         return random_puzzles(count, kind, TEST_SEED)
     boards, solutions = read_puzzles(file)
     chosen = np.linspace(0, len(boards) - 1, min(count, len(boards))).astype(int)
@@ -97,11 +98,17 @@ def held_out_puzzles(kind: str, file: Path | None, count: int) -> tuple[np.ndarr
 
 
 def report(study: Study) -> Section:
-    kinds = [*GRADES, *([study.puzzles.name] if study.puzzles else [])]
-    found = {(k, o): study.values(NAME, solving, kind=k, order=o, puzzles=PUZZLES) for k in kinds for o in ORDERS}
+    kinds = dict.fromkeys(GRADES, "")  # kind of puzzles -> hash of the file that they are from
+    if study.puzzles:
+        kinds[f"file {study.puzzles.name}"] = hashlib.sha256(study.puzzles.read_bytes()).hexdigest()
+    found = {
+        (kind, order): study.values(NAME, solving, kind=kind, content=content, order=order, puzzles=PUZZLES)
+        for kind, content in kinds.items()
+        for order in ORDERS
+    }
     rows = []
-    for kind in kinds:
-        made = study.values(NAME, difficulty, kind=kind, puzzles=PUZZLES)[:1]  # the same for all seeds
+    for kind, content in kinds.items():
+        made = study.values(NAME, difficulty, kind=kind, content=content, puzzles=PUZZLES)[:1]  # the same for all seeds
         cells = [spread([m[what] for m in made], ".1f") for what in ("clues", "branches")]
         rows.append([kind, *cells, *(spread([100 * f["solved"] for f in found[kind, o]], ".1f") for o in ORDERS)])
     notes = (
