@@ -37,7 +37,7 @@ def test_the_experiment_measures_what_its_tables_say(tmp_path: Path, monkeypatch
         write_json(run.folder / DONE, {})
     section = sudoku.report(study)
     solved, work = section.tables
-    assert [row[0] for row in solved.rows] == [*GRADES, "file.csv"]
+    assert [row[0] for row in solved.rows] == [*GRADES, "file file.csv"]
     assert all(row[3:] == ["0.0 ± 0.0"] * len(ORDERS) for row in solved.rows[:3])
     blanks = 81 - float(solved.rows[0][1])
     passes = {row[0]: float(row[1].split()[0]) for row in work.rows}

@@ -82,7 +82,8 @@ def run_reproduce(args: Reproduce) -> None:
 
 
 def list_experiments() -> str:
-    lines = [f"  {e.name:<12}{e.title}\n{'':14}{e.question}" for e in EXPERIMENTS.values()]
+    width = max(map(len, EXPERIMENTS)) + 2
+    lines = [f"  {e.name:<{width}}{e.title}\n{'':{width + 2}}{e.question}" for e in EXPERIMENTS.values()]
     return "\n".join(["usage: armd reproduce NAME... --data DIR [--out OUT] [--page FILE.md]", "", *lines])
 
 
