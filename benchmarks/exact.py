@@ -65,9 +65,15 @@ def main() -> None:
             zip(("left_to_right", "strided:8"), (held_out(model, data, o, 32) for o in orders), strict=True)
         )
         print(dtype, precision[dtype], flush=True)
+    parameters = armd.load(args.model)[0].num_parameters()  # packed weights are none
     record = {
         "command": f"python benchmarks/exact.py --texts {args.texts} --seed {args.seed}",
-        "model": {"parameters": model.num_parameters(), "length": N, "temperature": 1.0, "dtype": "float32"},
+        "model": {
+            "parameters": parameters,
+            "length": N,
+            "temperature": 1.0,
+            "dtype": "float32",
+        },
         "machine": machine(torch.device("cpu")),
         "rows": rows,
         "held_out_nats_per_token": precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -11,6 +12,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -37,7 +40,7 @@ from armd.reproduce import (
     report,
     train_all,
 )
-from armd.reproduce.experiments import table2, two_stream
+from armd.reproduce.experiments import curves, recipes, table2, two_stream
 from armd.reproduce.measures import perplexity_ratios, ratio_target
 from armd.reproduce.page import merged
 from armd.reproduce.run import paper_plan
@@ -328,6 +331,32 @@ def test_one_two_stream_layer_is_judged_by_the_best_of_more(monkeypatch: pytest.
     assert met((4.0, 4.0), (4.0, 4.1), (3.9, 3.9)) is False
     assert met((4.0, 4.0), (4.0, 4.1), (3.9, 4.1)) is None  # by the seed
     assert met((4.0,), (4.0,), (4.2,)) is None  # one seed
+
+
+def test_a_share_of_the_tokens_is_read_from_the_curve_and_the_best_bound_by_seed() -> None:
+    def run(seed: int, *bounds: float) -> SimpleNamespace:
+        curve = [(100 * (i + 1), {"bound": nats, "uniform": nats + 1}) for i, nats in enumerate(bounds)]
+        return SimpleNamespace(seed=seed, tokens=300, curve=lambda: curve)
+
+    found = {"MDLM": [run(0, 7, 6, 5), run(1, 7, 6, 5.5)], "BD3-LM 4": [run(0, 6, 5, 5.2), run(1, 6, 5, 4.5)]}
+    study: Any = SimpleNamespace(runs=lambda name: found.get(name, []))
+    assert curves._at_share(study, "MDLM", 1 / 3, "bound") == {0: 7, 1: 7}
+    assert curves._at_share(study, "MDLM", 0.99, "uniform") == {0: 7, 1: 7}
+    assert curves._at_share(study, "MDLM", 0.3, "bound") == {}
+    assert curves._best(study) == {}  # blocks of 16 are missing
+    found["BD3-LM 16"] = [run(0, 5.1)]
+    assert curves._best(study) == {0: 5, 1: 4.5}
+    found["BD3-LM 16"] = [run(0, 4.9)]
+    assert curves._best(study) == {0: 4.9, 1: 4.5}  # for seed 1 too it stands
+
+
+def test_muon_is_compared_with_the_best_adamw_of_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    nats = {"AdamW": {0: 5.0, 1: 4.0}, "AdamW, WSD": {0: 4.5, 1: 4.2}, "Muon": {0: 4.5, 1: 3.0}, "Muon, WSD": {0: 1.0}}
+    monkeypatch.setattr(recipes, "losses", lambda study, name: nats[name])
+    study: Any = SimpleNamespace(names=list(nats))
+    assert recipes._ratios(study, "Muon") == pytest.approx({0: 1.0, 1: math.exp(-1)})
+    nats["AdamW, WSD"].pop(1)
+    assert recipes._ratios(study, "Muon").keys() == {0}
 
 
 def test_notes_that_differ_in_one_clause_are_one() -> None:

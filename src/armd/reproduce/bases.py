@@ -97,9 +97,9 @@ def armd(setting: Setting) -> TrainConfig:
 
 
 def as_in_the_paper(config: TrainConfig) -> TrainConfig:
-    """The same run with prefix aggregation (Eq. 6) and half of the layers on both streams."""
-    layers = config.model.num_hidden_layers
-    return replace(config, model=replace(config.model, query="aggregate", num_two_stream_layers=layers // 2))
+    """The same run with prefix aggregation (Eq. 6), half of the layers on both streams, and no wholly random orders."""
+    shape = replace(config.model, query="aggregate", num_two_stream_layers=config.model.num_hidden_layers // 2)
+    return replace(config, model=shape, orders=replace(config.orders, floors={}))
 
 
 def sentences(setting: Setting) -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -61,10 +62,17 @@ def report(study: Study, command: str) -> Section:
         "seeds": sorted({run.seed for run in runs}),
         "hours": sum(run.seconds for run in runs) / 3600,
         "models": [_model(run) for run in runs],
+        "figures": _figures(study),
         "section": dataclasses.asdict(section),
     }
     write_json(study.out / "sections" / study.scale / f"{experiment.name}.json", record)
     return section
+
+
+def _figures(study: Study) -> list[dict[str, Any]]:
+    """What the section was made of, each figure once: enough to compute its tables and targets again."""
+    found = {json.dumps([used["run"], used["function"], used["options"]]): used for used in study.used}
+    return [{key: value for key, value in used.items() if key not in ("commit", "machine")} for used in found.values()]
 
 
 def _model(run: Run) -> dict[str, Any]:

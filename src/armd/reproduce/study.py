@@ -105,7 +105,7 @@ class Study:
         puzzles: file of test puzzles; None if there is none.
         say: gets a line before each measurement.
         only: the one seed whose runs are looked at, but of models that have fewer seeds; None: all.
-        used: origin (commit and machine) of every figure that was looked up.
+        used: every figure that was looked up, with its commit and machine.
     """
 
     experiment: Experiment
@@ -180,7 +180,7 @@ class Study:
                 if not path.exists():
                     self._make(path, run, function, options, {"run": run.key, "function": name, "options": told})
         figure = read_json(path)
-        self.used.append({key: figure[key] for key in ("commit", "machine")})
+        self.used.append({"model": run.name, "seed": run.seed, **figure})
         return figure["found"]
 
     def _make(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
@@ -13,7 +14,7 @@ from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
-from armd.reproduce.measures import called, ratio_target, svg
+from armd.reproduce.measures import called, parameters, ratio_target, score, svg
 from armd.reproduce.page import spread
 from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
@@ -109,15 +110,15 @@ def report(study: Study) -> Section:
         for each in FEWER.get(name, SHARES)
     }
     found = {key: seeds for key, seeds in found.items() if seeds}
-    rows = []
+    judges, rows = study.runs(JUDGE), []
     for name in dict.fromkeys(name for name, _ in found):
         cells = [_cell(list(found.get((name, each), {}).values())) for each in SHARES]
-        rows.append([called(study, name), *cells])
+        rows.append([called(study, name), str(MANY if name == best else SAMPLES), *cells])
     protocols = [at["protocol"] for seeds in found.values() for frontier in seeds.values() for at in frontier[:1]]
-    notes = [f"i_SBP: steps of strided fine-tuning, above those of the others; {JUDGE}: trained on the same documents"]
+    notes = ["i_SBP: steps of strided fine-tuning, above those of the others", *map(partial(_about, study), judges)]
     ours = Table(
         "Ours: generative perplexity (entropy in nats) at temperature 1, by tokens a step",
-        ("model", *(f"{each} ({'T = N' if each == 1 else f'T = N/{each}'})" for each in SHARES)),
+        ("model", "texts", *(f"{each} ({'T = N' if each == 1 else f'T = N/{each}'})" for each in SHARES)),
         rows,
         [*dict.fromkeys(protocols), *notes],
     )
@@ -134,6 +135,16 @@ def report(study: Study) -> Section:
     drawn = svg("Quality against diversity", shown, ("entropy, nats", "generative perplexity"), log_y=True)
     figure = Figure("Quality against diversity", drawn, "a line for each writer, a mark for each temperature")
     return Section("", [ours, paper], [figure], _targets(study, found, best))
+
+
+def _about(study: Study, judge: Run) -> str:
+    """The evaluator, and what it says of texts that people wrote."""
+    nats = score(study, judge, "left_to_right", MANY)["nats_per_token"]
+    return (
+        f"{JUDGE}: AR with our prefix layer, {study.measure(judge, parameters) / 1e6:.2f}M parameters, trained on "
+        f"{judge.tokens / 1e6:.2f}M tokens of the same documents; perplexity of {MANY} held-out texts under it: "
+        f"{math.exp(nats):.1f}"
+    )
 
 
 def _best(names: list[str]) -> str:
