@@ -136,11 +136,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
     if isinstance(mask.rendered, BlockMask):
         run = _compiled_flex_attention() if q.is_cuda else flex_attention
         return run(q, k, v, block_mask=mask.rendered)  # type: ignore[operator]
+    if dropout and q.device.type == "cpu":
+        return _attend_and_drop(q, k, v, mask, dropout)
     rows = q.shape[2]
     if rows == 1 and q.dtype == torch.bfloat16 and q.device.type == "cpu" and not mask.triangle:
         q = q.expand(-1, -1, 2, -1)  # torch's kernel for one such row is three times as slow as that for two
-    if dropout and q.device.type == "cpu":
-        return _attend_and_drop(q, k, v, mask, dropout)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.rendered, is_causal=mask.triangle, dropout_p=dropout)
     return out[:, :, :rows]
 

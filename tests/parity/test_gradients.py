@@ -232,6 +232,7 @@ def test_attention_that_drops_rounds_scores_to_bfloat16_and_no_more() -> None:
     q, k = (random(4, 2, 150, 4, seed=seed, grad=False).bfloat16() for seed in range(2))
     v = torch.eye(150, dtype=q.dtype).expand(4, 2, -1, -1)
     scores = q.double() @ k.double().transpose(-2, -1) / 2
+    assert attend(q[:, :, :1], k, v, EVERYTHING, 0.2).shape == (4, 2, 1, 150)  # one row stays one
     dropped = attend(q, k, v, EVERYTHING, 0.2).double()
     kept = dropped > 0
     off = (dropped * 0.8 / scores.softmax(dim=-1) - 1).abs()[kept]
