@@ -68,12 +68,7 @@ def main() -> None:
     parameters = armd.load(args.model)[0].num_parameters()  # packed weights are none
     record = {
         "command": f"python benchmarks/exact.py --texts {args.texts} --seed {args.seed}",
-        "model": {
-            "parameters": parameters,
-            "length": N,
-            "temperature": 1.0,
-            "dtype": "float32",
-        },
+        "model": {"parameters": parameters, "length": N, "temperature": 1.0, "dtype": "float32"},
         "machine": machine(torch.device("cpu")),
         "rows": rows,
         "held_out_nats_per_token": precision,

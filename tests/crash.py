@@ -1,6 +1,6 @@
 """Kills `armd train` at random moments, resumes it, and compares the end with a run that was left alone.
 
-make test-crash          the full number of kills; `make test` runs three
+make test-crash          the full number of kills; `make test` runs two
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, dropout: float) -> Tenso
 def drop(x: Tensor, dropout: float) -> Tensor:
     """Zeros in place of a share of the values, the others scaled up so that the mean stays.
 
-    On a CPU 16 random bits a value decide; torch draws four times as many there, which takes most of its dropout.
+    On a CPU, where drawing random numbers takes most of torch's dropout, 16 bits a value decide: the share is that of
+    the nearest 65536th.
     """
     if not dropout:
         return x

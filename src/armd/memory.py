@@ -15,8 +15,8 @@ Baselines have no last X, and no G^0 but `ar+prefix`, which is a model of orders
 turn all texts by the same rotations, which count for nothing. Block diffusion takes two rows of a token through the
 layers, and keeps both at the last norm.
 
-Left out: statistics of norms, masks of dropout (D bytes a row), dense masks of blocks, gradients of activations, which
-live for a layer, the allocator's gaps and the CUDA context.
+Left out: statistics of norms, masks of dropout (on a CPU the weights of attention too, if there is dropout), dense
+masks of blocks, gradients of activations, which live for a layer, the allocator's gaps and the CUDA context.
 """
 
 from __future__ import annotations

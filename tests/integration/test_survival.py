@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -66,23 +67,25 @@ def test_killed_at_random_moments_and_resumed_equals_never_stopped(tmp_path: Pat
     assert kill_and_resume(tmp_path, kills=2).kills == 2
 
 
+def signalled_in(step: int, *numbers: signal.Signals) -> contextlib.AbstractContextManager[object]:
+    """Signals to this process while it trains a step, the first being 1."""
+    train_step = loops.train_step
+
+    def interrupted(*args: object) -> loops.Step:
+        if args[3] == step - 1:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        return train_step(*args)
+
+    return mock.patch.object(loops, "train_step", interrupted)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_ends(
-    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
+def test_a_signal_saves_and_ends(data: Path, whole: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Twice within a second, as torchrun passes on what the terminal sent already."""
-    step = loops.train_step
-
-    def interrupt(*args: object) -> loops.Step:
-        if args[3] == 10:
-            os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)
-        return step(*args)
-
-    monkeypatch.setattr(loops, "train_step", interrupt)
-    with pytest.raises(TrainingStopped, match="interrupted after step 11, which is saved; go on with --resume"):
+    saved = "interrupted after step 11, which is saved; go on with --resume"
+    with signalled_in(11, number, number), pytest.raises(TrainingStopped, match=saved):
         train(config(), data, tmp_path / "run", quiet=True)
-    monkeypatch.undo()
     assert names(tmp_path / "run") == [8, 11]
     train(config(), data, tmp_path / "run", resume=True, quiet=True)
     assert_same(whole, tmp_path / "run")
@@ -203,6 +206,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     train(config(), data, run, resume=True)
     first = capsys.readouterr().err.splitlines()[0]
     assert str(file) in first and first.endswith("; going on from step 16")
+    assert_same(whole, run)
+
+
+def test_what_is_saved_after_a_damaged_checkpoint_is_kept(data: Path, whole: Path, tmp_path: Path) -> None:
+    """Saved at a step before it, too: the damaged one is not the newest of those to keep."""
+    run, kept = tmp_path / "run", config(keep_last=1)
+    shutil.copytree(whole, run)
+    newest = state.checkpoints(run)[-1]
+    (newest / "weights.safetensors").write_bytes(b"")
+    saved = r"step 19, which is saved.*00000019$"
+    with signalled_in(19, signal.SIGTERM), pytest.raises(TrainingStopped, match=saved):
+        train(kept, data, run, resume=True, quiet=True)
+    assert names(run) == [19] and (run / "checkpoints" / "damaged-00000024").is_dir() and not newest.exists()
+    train(kept, data, run, resume=True, quiet=True)
     assert_same(whole, run)
 
 

@@ -98,11 +98,9 @@ def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
 
 def _origin(record: Mapping[str, Any]) -> str:
     """How, from which source and where it was made; older records do not know where each figure is from."""
-    commits = {
-        "commit": [record["commit"]],
-        "models of": record["trained_at"],
-        "figures of": record.get("measured_at", [record["commit"]]),
-    }
+    commits = {"commit": [record["commit"]], "models of": record["trained_at"]}
+    if "measured_at" in record:
+        commits["figures of"] = record["measured_at"]
     told = ", ".join(f"{what} {', '.join(commit[:10] for commit in of)}" for what, of in commits.items())
     machines = " and ".join(record.get("machines", [in_words(record["machine"])]))
     seeds, data = ", ".join(map(str, record["seeds"])), record["data"]

@@ -178,18 +178,17 @@ class Study:
         if not path.exists():
             with alone_at(path):  # two seeds may ask for the figure of one model at the same time
                 if not path.exists():
-                    self._make(path, run, function, options, {"run": run.key, "function": name, "options": told})
+                    about = {"run": run.key, "function": name, "options": told}
+                    write_json(path, {**about, **self._measured(run, function, options)})
         figure = read_json(path)
         self.used.append({"model": run.name, "seed": run.seed, **figure})
         return figure["found"]
 
-    def _make(
-        self, path: Path, run: Run, function: Callable[..., Any], options: dict[str, Any], about: dict[str, Any]
-    ) -> None:
+    def _measured(self, run: Run, function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
         shown = ", ".join(f"{key} {value}" for key, value in options.items() if isinstance(value, str | int | float))
         self.say(f"measuring {run.name}, seed {run.seed}: {function.__name__.strip('_')} {shown}".rstrip())
         found = function(self, run, **options)
-        write_json(path, {**about, "commit": commit(), "machine": machine(pick_device("auto")), "found": found})
+        return {"commit": commit(), "machine": machine(pick_device("auto")), "found": found}
 
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
         """`measure` of every finished run of a model."""

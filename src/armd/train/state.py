@@ -15,6 +15,7 @@ import hashlib
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -185,7 +186,7 @@ def restore_newest(
     run: Path, model: nn.Module, average: list[Tensor], optimiser: torch.optim.Optimizer, ranks: Ranks = ALONE
 ) -> tuple[Progress, list[str]]:
     """Load the newest checkpoint that is whole; returns its progress (step 0: there is none yet), and what is wrong
-    with newer ones.
+    with newer ones, which are set aside.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged; or it is that of another network.
@@ -195,16 +196,27 @@ def restore_newest(
 
 
 def _newest(run: Path) -> tuple[Path | None, list[str]]:
-    wrong: list[str] = []
+    wrong: dict[Path, str] = {}
     for folder in reversed(checkpoints(run)):
         try:
             verify(folder)
-            return folder, wrong
         except UserError as error:
-            wrong.append(str(error))
+            wrong[folder] = str(error)
+        else:
+            for damaged in wrong:
+                _set_aside(damaged)
+            return folder, list(wrong.values())
     if wrong:
-        raise UserError(f"{run} has no checkpoint to go on from: {wrong[0]}")
-    return None, wrong
+        raise UserError(f"{run} has no checkpoint to go on from: {next(iter(wrong.values()))}")
+    return None, []
+
+
+def _set_aside(damaged: Path) -> None:
+    """Give it another name: as the newest it would be kept in place of what is saved from here on."""
+    aside = damaged.with_name(damaged.name.replace("step", "damaged"))
+    with suppress(OSError):  # a folder that cannot be changed takes no new checkpoint either, which will be said
+        shutil.rmtree(aside, ignore_errors=True)
+        damaged.rename(aside)
 
 
 @torch.no_grad()
