@@ -381,7 +381,10 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     for constant, value in {"LENGTH": 32, "SENTENCE": 16, "ABLATION_WIDTH": 24}.items():
         monkeypatch.setattr(bases, constant, value)
     monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
-    monkeypatch.setattr(two_stream, "GRID", {32: ("strided", "uniform"), 64: ("uniform",)})
+    for grid, families in (two_stream.GRID, ("strided", "uniform")), (two_stream.LONG, ("uniform",)):
+        for length in list(grid):
+            monkeypatch.delitem(grid, length)
+        monkeypatch.setitem(grid, 32, families)
     monkeypatch.setattr(table2, "SAMPLES", 2)
     monkeypatch.setattr(table2, "MANY", 4)
     monkeypatch.setattr(bases, "tiny", shrunken)

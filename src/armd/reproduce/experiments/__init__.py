@@ -11,11 +11,12 @@ from armd.reproduce.experiments.sudoku import SUDOKU
 from armd.reproduce.experiments.table1 import TABLE1
 from armd.reproduce.experiments.table2 import TABLE2
 from armd.reproduce.experiments.table3 import TABLE3
-from armd.reproduce.experiments.two_stream import TWO_STREAM, TWO_STREAM_AGGREGATE
+from armd.reproduce.experiments.two_stream import TWO_STREAM, TWO_STREAM_AGGREGATE, TWO_STREAM_LONG
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        CURVES, RATES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, TWO_STREAM, TWO_STREAM_AGGREGATE, ORDERS, RECIPES, SUDOKU
+        CURVES, RATES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, TWO_STREAM, TWO_STREAM_AGGREGATE, TWO_STREAM_LONG,
+        ORDERS, RECIPES, SUDOKU,
     )
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -30,6 +30,8 @@ FAMILIES: dict[str, Callable[[int], OrderSchedule]] = {
 }
 GRID = {256: tuple(FAMILIES), 1024: ("progressive",)}
 """Length of text -> the order families that are tried with it."""
+LONG = {1024: ("strided", "uniform")}
+"""The rest of the grid, whose models take longest: an experiment of its own, with both queries."""
 NOTHING_LOST = 1.01
 """Times the perplexity: a hundredth of a nat, which is less than two seeds of a model may differ by."""
 
@@ -52,18 +54,25 @@ class Cell(NamedTuple):
         return f"N = {self.length:,}, {self.family}, {self.query}, L2s = {self.two_stream}"
 
 
-def grid(setting: Setting, query: str) -> list[Cell]:
-    layers = ablation(setting).model.num_hidden_layers
-    return [
-        Cell(length, family, query, two_stream)
-        for length, families in GRID.items()
-        for family in families
-        for two_stream in sorted({1, 2, layers // 2, layers})
-    ]
+class Grid(NamedTuple):
+    """What is tried with every number of two-stream layers: length of text -> order families, and queries."""
+
+    families: Mapping[int, tuple[str, ...]]
+    queries: tuple[str, ...]
+
+    def rows(self, setting: Setting) -> list[list[Cell]]:
+        """Cells that differ in nothing but the number of two-stream layers, the fewest first."""
+        layers = ablation(setting).model.num_hidden_layers
+        return [
+            [Cell(length, family, query, two_stream) for two_stream in sorted({1, 2, layers // 2, layers})]
+            for length, families in self.families.items()
+            for family in families
+            for query in self.queries
+        ]
 
 
-def models(setting: Setting, query: str) -> dict[str, Model]:
-    return {cell.name: _model(setting, cell) for cell in grid(setting, query)}
+def models(setting: Setting, grid: Grid) -> dict[str, Model]:
+    return {cell.name: _model(setting, cell) for row in grid.rows(setting) for cell in row}
 
 
 def _model(setting: Setting, cell: Cell) -> Model:
@@ -72,16 +81,16 @@ def _model(setting: Setting, cell: Cell) -> Model:
     return Model(replace(config, model=shape, orders=FAMILIES[cell.family](config.max_steps)))
 
 
-def report(study: Study, query: str) -> Section:
+def report(study: Study, grid: Grid) -> Section:
     tables, figures = [], []
     more = (
         ("tokens a pass, exact, S = 4", partial(exact_tokens_per_pass, study), ".2f"),
         ("arithmetic, times AR", lambda run: two_stream_ratio(run.config.model, run.config.text_length), ".2f"),
         ("training, tokens/s", tokens_per_second, ",.0f"),
     )
-    cells = grid(study.setting, query)
-    for length in GRID:
-        trained = [cell for cell in cells if cell.length == length and study.runs(cell.name)]
+    rows = grid.rows(study.setting)
+    for length in grid.families:
+        trained = [cell for row in rows for cell in row if cell.length == length and study.runs(cell.name)]
         if not trained:
             continue
         table = likelihood(study, f"Texts of {length:,} tokens", [cell.name for cell in trained], *more)
@@ -90,16 +99,11 @@ def report(study: Study, query: str) -> Section:
             lines: dict[str, list[tuple[float, float]]] = {}
             for cell in trained:
                 point = float(cell.two_stream), fmean(losses(study, cell.name, order).values())
-                lines.setdefault(cell.family, []).append(point)
+                lines.setdefault(f"{cell.family}, {cell.query}", []).append(point)
             title = f"Loss {what} by two-stream layers, N = {length:,}"
             drawn = svg(title, lines, ("two-stream layers", "nats/token"), log_x=True)
-            figures.append(Figure(title, drawn, "a line for each order family"))
-    targets = [
-        _target(study, [cell for cell in cells if (cell.length, cell.family) == (length, family)], order)
-        for length, families in GRID.items()
-        for family in families
-        for order in ("left_to_right", "uniform:4")
-    ]
+            figures.append(Figure(title, drawn, "a line for each order family and query"))
+    targets = [_target(study, row, order) for row in rows for order in ("left_to_right", "uniform:4")]
     return Section("", tables, figures, targets)
 
 
@@ -116,20 +120,26 @@ def _target(study: Study, cells: Sequence[Cell], order: str) -> Target:
     return ratio_target(claim, perplexity_ratios(one, best), study.seeds, NOTHING_LOST)
 
 
-def _asked_of(query: str, name: str, title: str, question: str) -> Experiment:
-    return Experiment(name, title, question, partial(models, query=query), partial(report, query=query))
+def _asked_of(grid: Grid, name: str, title: str, question: str) -> Experiment:
+    return Experiment(name, title, question, partial(models, grid=grid), partial(report, grid=grid))
 
 
 TWO_STREAM = _asked_of(
-    "kernel",
+    Grid(GRID, ("kernel",)),
     "two-stream",
     "How many two-stream layers",
     "The paper runs half of the layers on both streams, which costs up to a half more than one stream. What do 1, 2, "
     "L/2 and L two-stream layers buy, by training orders and length of text?",
 )
 TWO_STREAM_AGGREGATE = _asked_of(
-    "aggregate",
+    Grid(GRID, ("aggregate",)),
     "two-stream-aggregate",
     "How many two-stream layers with the paper's queries",
     "The same with prefix aggregation (Eq. 6), which tells the first layer less than our kernel does.",
+)
+TWO_STREAM_LONG = _asked_of(
+    Grid(LONG, ("kernel", "aggregate")),
+    "two-stream-long",
+    "How many two-stream layers on long texts",
+    "The same with both queries on texts four times as long, trained on strided and on uniform orders.",
 )
