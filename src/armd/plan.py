@@ -65,7 +65,7 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
         way to share it and to keep activations), tokens_per_second and budgets.
     """
     if config.precision == "auto":
-        config = replace(config, precision="bf16" if machine.accelerator in GPUS.values() else "fp32")
+        config = replace(config, precision=machine.accelerator.faster)
     if config.batch_size % machine.devices:
         raise UserError(f"gpus={machine.devices} must divide batch_size={config.batch_size}")
     own = config.batch_size // machine.devices
@@ -106,7 +106,7 @@ def _speed(config: TrainConfig, machine: Machine, flops: float, recompute: bool)
     """Tokens per second of all devices; what is computed a second time takes its share."""
     parts = training_flops(config.model, config.text_length, config.architecture)
     again = sum(parts[name].forward for name in LAYERS) * recompute
-    return machine.devices * machine.utilisation * machine.accelerator.flops / (flops + again)
+    return machine.devices * machine.utilisation * machine.accelerator.peak(config.precision) / (flops + again)
 
 
 def _budget(config: TrainConfig, machine: Machine, steps: int, speed: float) -> dict[str, Any]:

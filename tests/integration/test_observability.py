@@ -73,7 +73,8 @@ def test_a_gauge_measures_the_steps_since_the_last_reading(monkeypatch: pytest.M
     config, clock = small(), [1000.0]
     per_token = total(training_flops(config.model, config.text_length))
     monkeypatch.setattr(gauge.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(gauge, "peak_of", lambda device: 100 * per_token)
+    peaks = {config.precision: 100 * per_token}
+    monkeypatch.setattr(gauge, "peak_of", lambda device, precision: peaks.get(precision))
     meter = gauge.Gauge(config, torch.device("cpu"), devices=2, before=50.0)
 
     def steps(seconds: float, losses: dict[str, float]) -> None:

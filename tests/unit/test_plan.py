@@ -163,13 +163,15 @@ def test_sharing_and_recomputing_save_what_they_share_and_recompute() -> None:
 
 
 def test_days_and_cost_follow_from_operations() -> None:
-    config = replace(tiny(257, None), precision="fp32")
+    config = tiny(257, None)  # precision: auto, on a GPU bf16
     machine = Machine(GPUS["h100"], 4, 0.5, 3.0)
     made = plan(config, machine, (1000, 2000))
     flops = made["flops_per_token"]["total"]
     assert flops == total(training_flops(config.model, config.text_length))
     speeds = made["tokens_per_second"]
     assert speeds["kept"] == pytest.approx(4 * 0.5 * 989e12 / flops)  # one chunk of logits: nothing is computed twice
+    whole = plan(replace(config, precision="fp32"), machine, ())["tokens_per_second"]["kept"]
+    assert whole == pytest.approx(speeds["kept"] * 67 / 989)
     assert 0.7 < speeds["recomputed"] / speeds["kept"] < 0.8  # a third more, less head and G^0
     one, two = made["budgets"]
     assert one["tokens"] == 1000 * 16 * 256 and one["seconds"] == pytest.approx(one["tokens"] / speeds["kept"])
@@ -238,4 +240,5 @@ def test_mistakes_are_one_line(mistake, message: str) -> None:
 
 def test_the_peak_of_this_cpu_is_measured() -> None:
     cpu = get_accelerator("cpu")
-    assert 1e8 < cpu.flops < 1e14 and cpu.memory > 1e8
+    assert all(1e8 < cpu.peak(precision) < 1e14 for precision in ("bf16", "fp32")) and cpu.memory > 1e8
+    assert cpu.faster == ("bf16" if cpu.bf16 > 1.2 * cpu.fp32 else "fp32")

@@ -4,7 +4,7 @@ Every contestant has the same shape, batch, precision and optimiser (fused AdamW
 and texts. Compiled, each is as its own training compiles it: nanoGPT whole by torch.compile, ours by `compile_layers`,
 which on a CPU asks for torch's random numbers. Where arithmetic is all, ARMD has the share `limit` of the speed of AR;
 `of_limit` is how much of it it has.
-`mfu` is the share of the device's bfloat16 peak, where a data sheet says that peak.
+`mfu` is the share of the device's peak in the precision timed, where a data sheet says that peak.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def training(
             tell(f"{where}memory of {name}")
             peaks[name] = peak_memory(name, shape, options, dtype, device)
         group = {"dtype": dtype, "mode": mode}
-        reference, peak = record["reference"], peak_of(device)
+        reference, peak = record["reference"], peak_of(device, dtype)
         record["rows"] += [_row(name, group, entries, times, peaks, reference, peak) for name in entries]
         record["machine"]["load_average_after"] = list(os.getloadavg())
         yield record
@@ -308,7 +308,7 @@ def _row(
         "limit": limit,
         "of_limit": to_ar["median"] / limit if limit else None,
         "flops_per_token": flops,
-        "mfu": flops * fields["tokens_per_second"]["median"] / peak if peak and group["dtype"] == "bf16" else None,
+        "mfu": flops * fields["tokens_per_second"]["median"] / peak if peak else None,
         "peak_bytes": own,
         "peak_to_ar": own / ar if own and ar else None,
     }

@@ -79,17 +79,19 @@ def run_plan(argv: Sequence[str]) -> None:
     if options.against is not None and config.precision == "auto":
         config = dataclasses.replace(config, precision=load_config(options.against).precision)
     machine = Machine(get_accelerator(options.gpu), options.gpus, options.utilisation, options.price_per_hour)
+    made = plan(config, machine, BUDGETS.get(name, (config.max_steps,)) if steps is None else (config.max_steps,))
+    peak = machine.accelerator.peak(made["precision"])
     result: dict[str, Any] = {
         "preset": name,
         "architecture": config.architecture,
         "device": machine.accelerator.name,
-        "peak_flops": machine.accelerator.flops,
+        "peak_flops": peak,
         "devices": machine.devices,
         "utilisation": machine.utilisation,
-        **plan(config, machine, BUDGETS.get(name, (config.max_steps,)) if steps is None else (config.max_steps,)),
+        **made,
     }
     if options.against is not None:
-        result["measured"] = measured(options.against, config, machine.devices * machine.accelerator.flops)
+        result["measured"] = measured(options.against, config, machine.devices * peak)
     if options.json:
         print(json_text(result))
         return
@@ -138,7 +140,7 @@ def _words(result: dict[str, Any]) -> str:
         f"{what}: {result['flops_per_token']['against_ar']:.3f} times the operations of an autoregressive model",
         f"fits: below {result['fits_below_bytes'] / 1e9:.0f} GB, {USABLE:.0%} of the memory",
         f"speed: {kept:,.0f} tokens/s of all devices, {again:,.0f} with activations recomputed; "
-        f"peak {result['peak_flops'] / 1e12:,.4g} TFLOP/s each",
+        f"peak {result['peak_flops'] / 1e12:,.4g} TFLOP/s each in {result['precision']}",
     ]
     if "measured" in result:
         found = result["measured"]

@@ -30,7 +30,7 @@ class Gauge:
         """
         self._device = device
         self._tokens = config.batch_size * config.text_length
-        peak = peak_of(device)
+        peak = peak_of(device, config.precision)
         flops = total(training_flops(config.model, config.text_length, config.architecture))
         self._share = flops / (devices * peak) if peak else None  # of the peak, at one token per second
         self._began = time.monotonic() - before
