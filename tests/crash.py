@@ -12,9 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from armd.bench.timing import provenance
+from armd.files import write_json
 from armd.train import state
 from armd.train.log import read_metrics
 from processes import make_data, start_training
@@ -92,8 +96,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the record here")
     options = parser.parse_args()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         told = kill_and_resume(Path(scratch), options.kills, options.seed)
     print(f"{told.kills} kills, {told.during_a_save} of them in the middle of a checkpoint; the weights are the same")
+    if options.out:
+        record = provenance(f"python tests/crash.py {' '.join(sys.argv[1:])}", torch.device("cpu"))
+        write_json(options.out, {**record, **asdict(told), "same": True, "seconds": round(time.monotonic() - began)})
     sys.exit(0)

@@ -63,10 +63,15 @@ def alone_at(path: Path) -> Iterator[None]:
 def hold(path: Path, what: str) -> BinaryIO:
     """Open a file that one process at a time may hold: until it is closed, and at the latest when the process ends.
 
+    A file system without locks holds nobody off.
+
     Raises:
-        UserError: another process holds it; `what` it then does begins the message.
+        UserError: another process holds it; `what` it then does begins the message. Or it cannot be written.
     """
-    file = path.open("rb")
+    try:
+        file = path.open("r+b")  # NFS locks only what may be written
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -160,10 +160,14 @@ PRESETS: dict[str, Preset] = {
 
 
 def with_steps(config: TrainConfig, max_steps: int) -> TrainConfig:
-    """The same run in another number of steps: the phases of its order schedule take the same shares of it."""
+    """The same run in another number of steps: the phases of its order schedule take the same shares of it.
+
+    The warm-up stays as long as it is, but takes half of the run at most.
+    """
     phases = ("ar_steps", "perm_steps", "sbp_steps")
     shares = {name: getattr(config.orders, name) * max(max_steps, 0) // config.max_steps for name in phases}
-    return replace(config, orders=replace(config.orders, **shares), max_steps=max_steps)
+    optim = replace(config.optim, warmup_steps=min(config.optim.warmup_steps, max(max_steps, 0) // 2))
+    return replace(config, orders=replace(config.orders, **shares), optim=optim, max_steps=max_steps)
 
 
 def for_architecture(config: TrainConfig, architecture: str) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -177,6 +178,23 @@ def test_tensorboard_gets_the_numbers_of_the_records(
         numbers |= {n: record[n] for n in ("loss", "grad_norm", "lr", "tokens_per_second") if n in record}
         assert numbers and all(told[name, at] == value for name, value in numbers.items())
     assert not {name for name, _, _ in writer.told} & {"step", "family", "mfu"}
+
+
+def test_tensorboard_on_a_full_disk_is_one_line(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread keeps the error, which the next call raises."""
+
+    class Full(FakeWriter):
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    FakeWriter.made = []
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Full  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    with pytest.raises(UserError, match=r"cannot write .*tensorboard: .*No space left.*goes on without it"):
+        train(small(tensorboard=True), data, tmp_path / "run", quiet=True)
+    train(small(), data, tmp_path / "run", resume=True, quiet=True)
+    assert (tmp_path / "run" / "done.json").exists()
 
 
 def test_tensorboard_absent_is_one_line_before_anything_is_made(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import armd
 from armd.errors import UserError
+from armd.families import OrderSchedule
 from armd.presets import tiny, with_steps
 from armd.train import OptimConfig, TrainConfig, TrainingStopped, parallel, state, train
 from armd.train import loop as loops
@@ -323,7 +324,7 @@ def test_bad_steps_are_skipped_counted_and_told(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     break_steps(monkeypatch, {5: math.nan, 18: math.inf, 20: 50.0})
-    skip = config(on_bad_step="skip", spike_factor=4.0)
+    skip = config(on_bad_step="skip", spike_factor=4.0, orders=OrderSchedule())
     for run, stop in (("whole", 24), ("parts", 19)):
         with stopping_after(stop), contextlib.suppress(TrainingStopped):
             train(skip, data, tmp_path / run)
@@ -356,10 +357,14 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(data: Path, tmp_path: Path, mo
 def test_a_spike_stops_by_default() -> None:
     guard = Guard(config(spike_factor=2.0))
     for _ in range(LEAST - 1):
-        assert guard.fault(3.0, 1.0) is None
-    assert guard.fault(7.0, 1.0) is None  # too early to tell
-    fault = guard.fault(6.1, 1.0)
-    assert fault is not None and guard.fault(5.9, 1.0) is None
+        assert guard.fault("reinsert:1", 3.0, 1.0) is None
+    assert guard.fault("reinsert:2", 7.0, 1.0) is None  # too early to tell
+    assert guard.fault("uniform", 6.1, 1.0) is None  # another family
+    again = Guard(config(spike_factor=2.0))
+    again.restore(json.loads(json.dumps(guard.state())))
+    fault = guard.fault("reinsert:3", 6.1, 1.0)
+    assert fault is not None and fault == again.fault("reinsert:3", 6.1, 1.0)
+    assert guard.fault("reinsert:3", 5.9, 1.0) is None
     with pytest.raises(TrainingStopped, match=r"loss is 6.1, above spike_factor=2 times the usual 3, at step 5"):
         guard.skip(fault, 5)
 

@@ -599,6 +599,7 @@ def test_a_preset_in_fewer_steps_keeps_its_shape(name: str, steps: int) -> None:
     for phase in ("ar_steps", "perm_steps", "sbp_steps"):
         share = getattr(whole.orders, phase) / whole.max_steps
         assert getattr(short.orders, phase) == pytest.approx(share * steps, abs=1)
+    assert short.optim.warmup_steps == min(whole.optim.warmup_steps, steps // 2)  # the rate reaches its peak
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,29 @@ def load_writer() -> Any:
 
 
 class Board:
-    """Writes RUN/tensorboard."""
+    """Writes RUN/tensorboard. Its writer has a thread of its own, so that a later call may tell what went wrong."""
 
     def __init__(self, run: Path, start: int) -> None:
         """`start` is the step the run goes on from: what was written of later steps is taken back."""
-        self._writer = load_writer()(str(run / "tensorboard"), purge_step=start + 1)
+        self._folder = run / "tensorboard"
+        with self._one_line():
+            self._writer = load_writer()(str(self._folder), purge_step=start + 1)
 
     def record(self, values: Mapping[str, Any]) -> None:
-        for name, value in scalars(values):
-            self._writer.add_scalar(name, value, values["step"])
+        with self._one_line():
+            for name, value in scalars(values):
+                self._writer.add_scalar(name, value, values["step"])
 
     def close(self) -> None:
-        self._writer.close()
+        with self._one_line():
+            self._writer.close()
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self._folder}: {error}; --no-tensorboard goes on without it") from error
 
 
 def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -36,8 +36,8 @@ EXECUTION = (
     "spike_factor",
     "max_skipped",
 )
-"""Fields that say how a run is executed and what happens to steps it cannot use, but not what it computes. --resume may
-change them, and no others."""
+"""Fields that say how a run is executed and what happens to steps it cannot use. They leave the training as it is, but
+for rounding and for dropout's masks, which are drawn pass by pass. --resume may change them, and no others."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class TrainConfig:
     on_bad_step: str = "stop"
     """A step whose loss or gradient is not finite, or whose loss is a spike: stop the run, or skip the step."""
     spike_factor: float = 0.0
-    """A loss above this many times the median of the last 64 steps is a spike; 0 looks for none."""
+    """A loss above this many times the median of the last 64 steps of its order family is a spike; 0 looks for none."""
     max_skipped: int = 10
     """Most steps skipped in a row; the next one stops the run."""
     tensorboard: bool = False

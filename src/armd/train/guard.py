@@ -11,9 +11,9 @@ from armd.errors import TrainingStopped
 from armd.train.config import TrainConfig
 
 WINDOW = 64
-"""Steps whose losses make the median a spike is measured by."""
+"""Steps of an order family whose losses make the median that a spike in it is measured by."""
 LEAST = 16
-"""Steps before a spike can be told."""
+"""Steps of the family before a spike can be told."""
 
 
 class Guard:
@@ -26,20 +26,24 @@ class Guard:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._recent: dict[str, deque[float]] = {}
         self.skipped = self.in_a_row = 0
 
-    def fault(self, loss: float, grad_norm: float) -> str | None:
-        """What is wrong with a step of this loss and gradient norm; None: it is good, and remembered."""
+    def fault(self, family: str, loss: float, grad_norm: float) -> str | None:
+        """What is wrong with a step of this family, loss and gradient norm; None: it is good, and remembered.
+
+        Families differ in their losses by more than a factor may be set to, so each is measured by itself.
+        """
         for name, value in (("loss", loss), ("gradient norm", grad_norm)):
             if not math.isfinite(value):
                 return f"{name} is {value}"
-        factor = self._config.spike_factor
-        if factor and len(self._recent) >= LEAST:
-            median = statistics.median(self._recent)
+        factor, kind = self._config.spike_factor, family.partition(":")[0]
+        recent = self._recent.setdefault(kind, deque(maxlen=WINDOW))
+        if factor and len(recent) >= LEAST:
+            median = statistics.median(recent)
             if loss > factor * median:
                 return f"loss is {loss:.4g}, above spike_factor={factor:g} times the usual {median:.4g},"
-        self._recent.append(loss)
+        recent.append(loss)
         self.in_a_row = 0
         return None
 
@@ -57,8 +61,9 @@ class Guard:
         self.in_a_row += 1
 
     def state(self) -> dict[str, Any]:
-        return {"recent": list(self._recent), "skipped": self.skipped, "in_a_row": self.in_a_row}
+        recent = {kind: list(losses) for kind, losses in self._recent.items()}
+        return {"recent": recent, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._recent.extend(state["recent"])
+        self._recent = {kind: deque(losses, maxlen=WINDOW) for kind, losses in state["recent"].items()}
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]

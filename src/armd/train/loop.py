@@ -313,7 +313,7 @@ def train_step(
     total = torch.stack(losses).sum().item()  # one wait for the device, however many passes
     total = replica.ranks.sum(total)[0] / replica.ranks.size
     norm = replica.clip(config.optim.grad_clip)
-    fault = guard.fault(total, norm)
+    fault = guard.fault(batch.family, total, norm)
     if fault is None:  # a bad step never reaches the weights
         optimiser.step()
     return Step(batch.family, total, norm, fault)
