@@ -32,6 +32,7 @@ from armd.errors import UserError
 from armd.files import write_text
 from armd.flops import total, training_flops, two_stream_ratio
 from armd.gpus import peak_of
+from armd.heap import keep_freed_memory
 from armd.model import Armd, ArmdConfig, Transformer
 from armd.objective import loss
 from armd.orders import Order
@@ -217,6 +218,7 @@ def _resident(field: str) -> int:
 
 def _peak(name: str, config: ArmdConfig, options: TrainBench, dtype: str, device: torch.device) -> int:
     """The largest memory of two steps in bytes, weights and optimiser included."""
+    keep_freed_memory()
     small = dataclasses.replace(config, vocab_size=8, hidden_size=64, num_attention_heads=1, max_position_embeddings=64)
     make_step(name, small, options, dtype, "eager", device)()  # loads what libraries load at their first use
     before = 0 if device.type == "cuda" else _resident("VmRSS")
@@ -252,6 +254,7 @@ def training(
         tell: gets a line before each job.
     """
     config = options.shape(preset)
+    keep_freed_memory()  # as training does
     absent = {} if options.nanogpt else {NANOGPT: "give --nanogpt PATH, a checkout of karpathy/nanoGPT"}
     record: dict[str, Any] = {
         **provenance(command, device),

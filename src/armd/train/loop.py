@@ -19,6 +19,7 @@ from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import TrainingStopped, UserError
 from armd.files import write_json
 from armd.gpus import prefers_bfloat16
+from armd.heap import keep_freed_memory
 from armd.model import Transformer
 from armd.orders import generator
 from armd.train import optim, parallel, state
@@ -140,6 +141,8 @@ class Trainer:
             raise UserError(f"model.vocab_size={sizes}: the vocabulary does not fit")
         self.tokenizer = Tokenizer.load(data / "tokenizer.json")
         self.device = self.ranks.device(pick_device(config.device))
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if config.compile:
             check_compiler(self.device)
         if config.tensorboard and self.ranks.first:
