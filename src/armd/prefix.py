@@ -74,44 +74,59 @@ class Aggregate(Prefix):
         return self.norm(total.to(table.dtype))
 
 
+IN_CACHE = 2**17
+"""Numbers of a table that `_LocalSum` passes over at once: several tensors of this size fit the caches of two cores."""
+
+
 class _LocalSum(Function):
     """sum over 0 < |d| <= W of k[d] * x[p - d] where seen, for all targets, and its gradient: a pass an offset.
 
-    Autograd of the same loop would keep 4W tensors of the size of the table and run three times as long.
+    Autograd of the same loop would keep 4W tensors of the size of the table and run three times as long. On a CPU,
+    distances at which nobody sees anything, as all to the right in left-to-right order, are left out.
     """
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, seen: Tensor, kernel: Tensor, W: int) -> Tensor:
         ctx.save_for_backward(table, seen, kernel)
         ctx.width = W
+        ctx.taps = [tap for tap in _taps(W) if seen.is_cuda or seen[:, :, tap[1]].any()]
         total = torch.zeros_like(table[:, 1:])
-        for seen_neighbours, k in _terms(table, seen, kernel, W):
-            total.addcmul_(seen_neighbours, k)
+        for x, own, out in _few_texts(F.pad(table, (0, 0, W, W)), seen, total):
+            near = torch.empty_like(out)
+            for row, i in ctx.taps:
+                out.addcmul_(torch.mul(_at(x, i, out), own[:, :, i, None], out=near), kernel[row])
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
         (table, seen, kernel), W = ctx.saved_tensors, ctx.width
-        N, x = grad.shape[1], F.pad(table, (0, 0, W, W))
-        to_x, to_kernel = torch.zeros_like(x), []
-        for k, i in _taps(kernel, W):
-            through = grad * seen[:, :, i, None]
-            to_x[:, i + 1 : i + 1 + N].addcmul_(through, k)
-            to_kernel.append((through * x[:, i + 1 : i + 1 + N]).sum((0, 1)))
-        return to_x[:, W : W + N + 1], None, torch.stack(to_kernel), None
+        table = F.pad(table, (0, 0, W, W))
+        to_x, to_kernel = torch.zeros_like(table), torch.zeros_like(kernel)
+        for x, own, g, to in _few_texts(table, seen, grad, to_x):
+            through, product, ones = torch.empty_like(g), torch.empty_like(g), g.new_ones(g[..., 0].numel())
+            for row, i in ctx.taps:
+                torch.mul(g, own[:, :, i, None], out=through)
+                _at(to, i, g).addcmul_(through, kernel[row])
+                torch.mul(through, _at(x, i, g), out=product)
+                to_kernel[row].addmv_(product.flatten(0, 1).T, ones)  # their sum over all targets
+        return to_x[:, W:-W], None, to_kernel, None
 
 
-def _terms(table: Tensor, seen: Tensor, kernel: Tensor, W: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The neighbours of all targets at one distance after the other, zeros where not seen, and the kernel's row."""
-    N, x = table.shape[1] - 1, F.pad(table, (0, 0, W, W))
-    for k, i in _taps(kernel, W):
-        yield x[:, i + 1 : i + 1 + N] * seen[:, :, i, None], k
+def _few_texts(table: Tensor, *more: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few texts after the other: on a CPU as many as stay in its caches while they are passed over."""
+    texts = max(IN_CACHE // table[0].numel(), 1) if table.device.type == "cpu" else len(table)
+    return zip(*(tensor.split(texts) for tensor in (table, *more)), strict=True)
 
 
-def _taps(kernel: Tensor, W: int) -> Iterator[tuple[Tensor, int]]:
+def _taps(W: int) -> Iterator[tuple[int, int]]:
     """Rows of the kernel, distance d from -W to W, with the place W - d of the neighbour in a window of 2W + 1."""
-    return zip(kernel, [*range(2 * W, W, -1), *range(W - 1, -1, -1)], strict=True)
+    return enumerate([*range(2 * W, W, -1), *range(W - 1, -1, -1)])
+
+
+def _at(padded: Tensor, place: int, targets: Tensor) -> Tensor:
+    """The neighbours of all targets at one place of their windows."""
+    return padded[:, place + 1 : place + 1 + targets.shape[1]]
 
 
 class Kernel(Prefix):
@@ -143,11 +158,12 @@ class Kernel(Prefix):
         W = self.width
         windows = F.pad(ranks, (W, W), value=torch.iinfo(ranks.dtype).max).unfold(1, 2 * W + 1, 1)[:, 1:]
         seen = (windows < ranks[:, 1:, None]).to(table.dtype)  # (B, N, 2W + 1), from left to right
-        inputs = table, seen, self.kernel.to(table.dtype), W
+        kernel = self.kernel.to(table.dtype)
         if torch.compiler.is_compiling():  # which fuses the loop, and its gradient
-            total: Tensor = sum(near * k for near, k in _terms(*inputs))  # type: ignore[assignment]
+            x = F.pad(table, (0, 0, W, W))
+            total: Tensor = sum(_at(x, i, seen) * seen[:, :, i, None] * kernel[row] for row, i in _taps(W))  # type: ignore[assignment]
             return self.norm(total)
-        return self.norm(_LocalSum.apply(*inputs))
+        return self.norm(_LocalSum.apply(table, seen, kernel, W))
 
 
 class Shift(Prefix):
