@@ -114,15 +114,15 @@ def sentences(setting: Setting) -> TrainConfig:
 def baselines(config: TrainConfig) -> dict[str, Model]:
     """AR, AR with our prefix layer, masked and block diffusion: same shape, data, steps and optimiser."""
 
-    def other(architecture: str, seeds: int = 0, **changes: Any) -> Model:
+    def other(architecture: str, **changes: Any) -> Model:
         found = for_architecture(config, architecture)
-        return Model(replace(found, model=replace(found.model, **changes)), seeds=seeds)
+        return Model(replace(found, model=replace(found.model, **changes)))
 
     return {
         "AR": other("ar"),
         "AR + prefix": other("ar+prefix"),
         "MDLM": other("mdlm"),
-        "BD3-LM 16": other("bd3lm", seeds=1, block_size=16),
+        "BD3-LM 16": other("bd3lm", block_size=16),
         "BD3-LM 4": other("bd3lm", block_size=4),
     }
 
