@@ -8,10 +8,12 @@ from armd.evals.mauve import Human, check_mauve, held_out_texts
 from armd.evals.meter import CANDIDATES, Meter, Offer, choose_streams, read_meter
 from armd.evals.protocol import Protocol
 from armd.evals.quality import (
+    Judged,
     Quality,
     Writing,
     check_temperatures,
     frontier,
+    judge_texts,
     plot,
     quality_protocol,
     write_and_judge,
@@ -27,6 +29,7 @@ __all__ = [
     "Code",
     "Human",
     "Judge",
+    "Judged",
     "LastWord",
     "Limits",
     "Meter",
@@ -48,6 +51,7 @@ __all__ = [
     "held_out_texts",
     "infill_code",
     "infill_stories",
+    "judge_texts",
     "last_words",
     "load_judge",
     "own_judge",

@@ -103,25 +103,20 @@ class Writing:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Texts of one temperature.
+class Judged:
+    """Texts, whoever wrote them.
 
     Attributes:
-        tokens: written, in the writer's vocabulary, up to the first end of text.
+        tokens: in the writer's vocabulary, up to the first end of text.
         judged: tokens that the evaluator scored, in its vocabulary.
         generative_perplexity: exp of the evaluator's mean nats over all judged tokens.
         perplexity_by_text: mean over texts of exp of a text's mean nats: the other convention, larger by Jensen.
         entropy: nats, of the token counts of one text, mean over texts.
         repetition: share of 4-grams that repeat one of the same text, mean over texts.
         distinct: distinct 1-, 2- and 3-grams over all texts, divided by all.
-        forward_passes: passes of the network that were really made, each over the texts written at once.
-        passes: those a text took part in (masked and block diffusion: that wrote a token of it), mean over texts.
-        tokens_per_pass: tokens a text gained in such a pass.
-        mauve: closeness to texts of people; None if there were none to compare with.
-        texts: what was written.
+        texts: the texts.
     """
 
-    temperature: float
     tokens: int
     judged: int
     generative_perplexity: float
@@ -129,11 +124,44 @@ class Quality:
     entropy: float
     repetition: float
     distinct: tuple[float, float, float]
+    texts: list[str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Quality(Judged):
+    """Texts that a model wrote at one temperature.
+
+    Attributes:
+        forward_passes: passes of the network that were really made, each over the texts written at once.
+        passes: those a text took part in (masked and block diffusion: that wrote a token of it), mean over texts.
+        tokens_per_pass: tokens a text gained in such a pass.
+        mauve: closeness to texts of people; None if there were none to compare with.
+    """
+
+    temperature: float
     forward_passes: int
     passes: float
     tokens_per_pass: float
     mauve: float | None
-    texts: list[str] = field(repr=False)
+
+
+def judge_texts(rows: Sequence[Sequence[int]], eos: int | None, tokenizer: Tokenizer, judge: Judge) -> Judged:
+    """Measure texts of token ids; one that ends does so with its only `eos`, which is not measured."""
+    rows = [row[:-1] if row[-1] == eos else row for row in rows]
+    texts = [tokenizer.decode(row) for row in rows]
+    nats = judge.nats(texts)
+    judged = sum(len(each) for each in nats)
+    total = sum(each.sum().item() for each in nats)
+    return Judged(
+        tokens=sum(map(len, rows)),
+        judged=judged,
+        generative_perplexity=_exp(total / judged) if judged else math.nan,
+        perplexity_by_text=mean(_exp(each.mean().item()) for each in nats if len(each)),
+        entropy=mean(map(entropy, rows)),
+        repetition=mean(map(repetition, rows)),
+        distinct=(distinct(rows, 1), distinct(rows, 2), distinct(rows, 3)),
+        texts=texts,
+    )
 
 
 def write_and_judge(
@@ -146,27 +174,15 @@ def write_and_judge(
 ) -> Quality:
     """Write texts at one temperature and measure them. Texts of the same seed share their noise."""
     out = collect(*writing.start(model, temperature))
-    eos = model.config.eos_token_id
     rows = [row[:n].tolist() for row, n in zip(out.tokens, out.lengths.tolist(), strict=True)]
-    rows = [row[:-1] if row[-1] == eos else row for row in rows]
-    texts = [tokenizer.decode(row) for row in rows]
-    nats = judge.nats(texts)
-    judged = sum(len(each) for each in nats)
-    total = sum(each.sum().item() for each in nats)
+    judged = judge_texts(rows, model.config.eos_token_id, tokenizer, judge)
     return Quality(
+        **vars(judged),
         temperature=temperature,
-        tokens=sum(map(len, rows)),
-        judged=judged,
-        generative_perplexity=_exp(total / judged) if judged else math.nan,
-        perplexity_by_text=mean(_exp(each.mean().item()) for each in nats if len(each)),
-        entropy=mean(map(entropy, rows)),
-        repetition=mean(map(repetition, rows)),
-        distinct=(distinct(rows, 1), distinct(rows, 2), distinct(rows, 3)),
         forward_passes=out.forward_passes,
         passes=out.passes.double().mean().item(),
         tokens_per_pass=out.tokens_per_pass,
-        mauve=None if human is None else mauve(human.points, judge.points(texts)),
-        texts=texts,
+        mauve=None if human is None else mauve(human.points, judge.points(judged.texts)),
     )
 
 

@@ -9,22 +9,23 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from armd.evals import Writing, own_judge, quality_protocol, write_and_judge
+from armd.evals import Judge, Writing, judge_texts, own_judge, quality_protocol, write_and_judge
 from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
-from armd.reproduce.measures import called, parameters, ratio_target, score, svg
+from armd.reproduce.measures import called, parameters, ratio_target, svg
 from armd.reproduce.page import spread
 from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
 from armd.train import TrainConfig
 
 JUDGE = "evaluator"
-SAMPLES, MANY, ROWS = 16, 128, 64
-"""Texts of a model at a temperature; those of the model that its own ways of writing are compared in; those at once."""
+SAMPLES, ROWS = 128, 64
+"""Texts of a model at a temperature; those at once."""
 TEMPERATURES = (0.7, 0.85, 1.0)
-DIFFUSION = ("MDLM", "BD3-LM 4")
+DIFFUSION = {"MDLM": 16, "BD3-LM 4": 16}
+"""Texts at a temperature of models that read a whole text for every token."""
 SHARES = (1, 2, 4)
 """Tokens a step."""
 FEWER = {"AR": (1,), "MDLM": (2, 4)}
@@ -52,10 +53,10 @@ def models(setting: Setting) -> dict[str, Model]:
 def evaluator(config: TrainConfig) -> TrainConfig:
     """A larger autoregressive model, trained apart on the same texts, that reads what the others write."""
     shape, width = config.model, config.model.hidden_size * 4 // 3
-    wide = replace(shape, hidden_size=width, num_attention_heads=max(width // 64, 1), query="kernel")
+    wide = replace(shape, hidden_size=width, num_attention_heads=max(width // 64, 1))
     deep = replace(wide, num_hidden_layers=shape.num_hidden_layers * 4 // 3)
     larger = replace(config, model=deep, orders=OrderSchedule())
-    return for_architecture(replace(larger, max_steps=config.max_steps * 3 // 2), "ar+prefix")
+    return for_architecture(replace(larger, max_steps=config.max_steps * 3 // 2), "ar")
 
 
 # ---- measures --------------------------------------------------------------------------------------------------------
@@ -63,7 +64,6 @@ def evaluator(config: TrainConfig) -> TrainConfig:
 
 def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int, judge: str) -> dict[str, Any]:
     """Texts of one temperature at `each` tokens a step, judged by the evaluator whose weights have the hash `judge`."""
-    own, said = study.runs(JUDGE)[0].load()
     length, rows = run.config.text_length, min(samples, ROWS)
     if run.config.architecture in ("mdlm", "bd3lm"):
         block = run.config.model.block_size if run.config.architecture == "bd3lm" else length
@@ -72,10 +72,23 @@ def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int
         mode = "parallel" if each > 1 else "sequential"
         writing = Writing(length, streams=each, mode=mode, samples=samples, rows=rows)
     model, tokenizer = run.load()
-    judging = own_judge(own, said, "our larger AR model")
+    judging = _judge(study)
     found = asdict(write_and_judge(model, tokenizer, judging, writing, temperature))
     found["texts"] = found["texts"][:2]
     return {**found, "protocol": quality_protocol(model, tokenizer, judging, writing).line}
+
+
+def people(study: Study, run: Run, *, samples: int) -> dict[str, Any]:
+    """Held-out texts, as long as those that models write, under the evaluator `run`."""
+    texts, eos = study.dataset(run, samples), run.config.model.eos_token_id
+    rows = texts.eval_batch(0, texts.eval_windows()).tolist()
+    rows = [row[: row.index(eos) + 1] if eos in row else row for row in rows if row[0] != eos]
+    found = asdict(judge_texts(rows, eos, run.load()[1], _judge(study)))
+    return {**found, "samples": len(rows), "texts": found["texts"][:2]}
+
+
+def _judge(study: Study) -> Judge:
+    return own_judge(*study.runs(JUDGE)[0].load(), "our larger AR model")
 
 
 Frontier = list[dict[str, Any]]
@@ -105,7 +118,7 @@ def report(study: Study) -> Section:
     names = [run.name for run in study.all_runs if run.seed == study.seeds[0] and run.name != JUDGE]
     best = _best(names)
     found = {
-        (name, each): frontiers(study, name, each, MANY if name == best else SAMPLES)
+        (name, each): frontiers(study, name, each, DIFFUSION.get(name, SAMPLES))
         for name in names
         for each in FEWER.get(name, SHARES)
     }
@@ -113,7 +126,10 @@ def report(study: Study) -> Section:
     judges, rows = study.runs(JUDGE), []
     for name in dict.fromkeys(name for name, _ in found):
         cells = [_cell(list(found.get((name, each), {}).values())) for each in SHARES]
-        rows.append([called(study, name), str(MANY if name == best else SAMPLES), *cells])
+        rows.append([called(study, name), str(DIFFUSION.get(name, SAMPLES)), *cells])
+    for judge in judges:
+        human = study.measure(judge, people, samples=SAMPLES)
+        rows.append(["held-out texts of people", str(human["samples"]), _entry([human]), *[""] * (len(SHARES) - 1)])
     protocols = [at["protocol"] for seeds in found.values() for frontier in seeds.values() for at in frontier[:1]]
     notes = ["i_SBP: steps of strided fine-tuning, above those of the others", *map(partial(_about, study), judges)]
     ours = Table(
@@ -138,12 +154,10 @@ def report(study: Study) -> Section:
 
 
 def _about(study: Study, judge: Run) -> str:
-    """The evaluator, and what it says of texts that people wrote."""
-    nats = score(study, judge, "left_to_right", MANY)["nats_per_token"]
+    """The evaluator."""
     return (
-        f"{JUDGE}: AR with our prefix layer, {study.measure(judge, parameters) / 1e6:.2f}M parameters, trained on "
-        f"{judge.tokens / 1e6:.2f}M tokens of the same documents; perplexity of {MANY} held-out texts under it: "
-        f"{math.exp(nats):.1f}"
+        f"{JUDGE}: plain AR, {study.measure(judge, parameters) / 1e6:.2f}M parameters, trained on "
+        f"{judge.tokens / 1e6:.2f}M tokens of the same documents"
     )
 
 
@@ -154,11 +168,12 @@ def _best(names: list[str]) -> str:
 
 
 def _cell(seeds: list[Frontier]) -> str:
-    last = [rows[-1] for rows in seeds]
-    if not last:
-        return ""
-    entropy = fmean(row["entropy"] for row in last)
-    return f"{spread([row['generative_perplexity'] for row in last], '.1f')} ({entropy:.2f})"
+    return _entry([rows[-1] for rows in seeds]) if seeds else ""
+
+
+def _entry(by_seed: list[dict[str, Any]]) -> str:
+    entropy = fmean(row["entropy"] for row in by_seed)
+    return f"{spread([row['generative_perplexity'] for row in by_seed], '.1f')} ({entropy:.2f})"
 
 
 def _line(seeds: list[Frontier]) -> list[tuple[float, float]]:
