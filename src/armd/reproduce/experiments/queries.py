@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from armd.presets import for_architecture
 from armd.reproduce.bases import ablation
@@ -11,18 +12,22 @@ from armd.reproduce.measures import likelihood
 from armd.reproduce.study import Study
 
 KINDS = ("aggregate", "shift", "anchor", "anchor+aggregate", "kernel")
+REACHES = (2, 4)
+"""Of kernels besides the presets' own."""
 
 
 def models(setting: Setting) -> dict[str, Model]:
     config = ablation(setting)
     half = config.model.num_hidden_layers // 2
 
-    def with_query(query: str, two_stream: int) -> Model:
-        return Model(replace(config, model=replace(config.model, query=query, num_two_stream_layers=two_stream)))
+    def with_query(query: str, two_stream: int, **changes: Any) -> Model:
+        changes["num_two_stream_layers"] = two_stream
+        return Model(replace(config, model=replace(config.model, query=query, **changes)))
 
     return {
         **{f"{query}, L2s = L/2": with_query(query, half) for query in KINDS},
         "kernel, L2s = 1": with_query("kernel", 1),
+        **{f"kernel of reach {width}, L2s = 1": with_query("kernel", 1, kernel_width=width) for width in REACHES},
         "AR": Model(for_architecture(config, "ar")),
         "AR + kernel": Model(for_architecture(with_query("kernel", 1).config, "ar+prefix")),
     }
