@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from typing import Any
 
-from armd.errors import TrainingStopped
+from armd.errors import TrainingStopped, UserError
 from armd.train.config import TrainConfig
 
 WINDOW = 64
@@ -65,5 +65,16 @@ class Guard:
         return {"recent": recent, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._recent = {kind: deque(losses, maxlen=WINDOW) for kind, losses in state["recent"].items()}
-        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        """Go on from `state`.
+
+        Raises:
+            UserError: another version of armd made it.
+        """
+        try:
+            self._recent = {kind: deque(losses, maxlen=WINDOW) for kind, losses in state["recent"].items()}
+            self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(
+                "another version of armd saved this run's checkpoint; go on with that version, or start a new run from "
+                "its weights with --init"
+            ) from None
