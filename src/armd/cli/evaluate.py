@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from armd import checkpoint, decode
-from armd.cli.models import held_out
+from armd.cli.models import held_out, orders_for
 from armd.cli.terminal import show
 from armd.data import Spread
 from armd.errors import UserError
@@ -22,6 +22,8 @@ from armd.model import Armd, Transformer
 from armd.sampling import check_seed
 from armd.train.loop import pick_device
 
+USUAL = "left_to_right,uniform:8,strided:4"
+
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -31,9 +33,10 @@ class Evaluate:
     """Run folder or published model folder."""
     data: Path
     """Folder made by armd prepare."""
-    orders: str = "left_to_right,uniform:8,strided:4"
+    orders: str | None = None
     """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
-    own file.py:function; of mdlm and bd3lm also bound:K (K times a text)."""
+    own file.py:function; of mdlm and bd3lm also bound:K (K times a text). Default: left_to_right,uniform:8,strided:4;
+    of mdlm and bd3lm bound:8."""
     texts: int = 256
     """Held-out texts to score, at most."""
     length: int | None = None
@@ -51,7 +54,7 @@ class Evaluate:
 
 
 def run_evaluate(args: Evaluate) -> None:
-    orders = parse_orders(args.orders)
+    orders = parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
     check_seed(args.seed)
     if args.measure and not any(order.startswith("strided:") for order in orders):
         raise UserError(f"measure={args.measure} writes texts in strided orders: put strided:S among --orders")
@@ -59,6 +62,7 @@ def run_evaluate(args: Evaluate) -> None:
         sizes = f"texts={args.texts} and batch_size={args.batch_size}"
         raise UserError(f"{sizes} must be at least 1, measure={args.measure} at least 0")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
+    orders = orders_for(model, args.orders, USUAL)
     length = model.config.max_position_embeddings if args.length is None else args.length
     dataset = held_out(args.data, args.model, model, tokenizer, length).spread(args.texts)
     for order in orders:

@@ -10,6 +10,7 @@ from armd import checkpoint
 from armd.baselines import Denoiser
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
+from armd.evals import parse_orders
 from armd.model import Armd, Transformer
 from armd.train.loop import pick_device
 
@@ -32,6 +33,11 @@ def as_armd(model: Transformer, folder: Path, task: str) -> Armd:
     if not isinstance(model, Armd):
         raise UserError(f"{folder} is a {type(model).__name__}; {task} needs an armd model")
     return model
+
+
+def orders_for(model: Transformer, given: str | None, usual: str) -> list[str]:
+    """The orders to score a model in: those given, else the usual ones, of masked and block diffusion their bound."""
+    return parse_orders(("bound:8" if isinstance(model, Denoiser) else usual) if given is None else given)
 
 
 BY_STEPS = "steps", "schedule"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from armd.cli.models import load_reader
+from armd.cli.models import load_reader, orders_for
 from armd.cli.terminal import say, show
 from armd.errors import UserError
 from armd.evals import (
@@ -29,6 +29,8 @@ from armd.families import Family
 from armd.files import json_text
 from armd.sampling import check_seed
 
+USUAL = "left_to_right"
+
 
 @dataclass(frozen=True)
 class EvaluateZeroShot:
@@ -44,9 +46,10 @@ class EvaluateZeroShot:
     """Folder with the files of the sets, or with a folder for each; without it they load through `datasets`."""
     split: str | None = None
     """train, valid or test; default: the published one of each set."""
-    orders: str = "left_to_right"
+    orders: str | None = None
     """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
-    own file.py:function."""
+    own file.py:function; of mdlm and bd3lm also bound:K (K times a text). Default: left_to_right; of mdlm and bd3lm
+    bound:8."""
     texts: int | None = None
     """Chunks to score, at most; default: all."""
     length: int | None = None
@@ -66,12 +69,14 @@ def run_zero_shot(args: EvaluateZeroShot) -> None:
     unknown = [name for name in names if name not in SETS]
     if unknown or not names:
         raise UserError(f"sets={args.sets!r} must name some of {', '.join(SETS)}")
-    orders, packing = parse_orders(args.orders), PACKINGS[args.protocol]
+    packing = PACKINGS[args.protocol]
+    parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
     check_seed(args.seed)
     for option, value in (("texts", args.texts), ("batch_size", args.batch_size), ("length", args.length)):
         if value is not None and value < 1:
             raise UserError(f"{option}={value} must be at least 1")
     model, tokenizer = load_reader(args.model, args.device)
+    orders = orders_for(model, args.orders, USUAL)
     limit = model.config.max_position_embeddings
     length = args.length or min(limit, 1024)
     if length > limit:
