@@ -132,16 +132,18 @@ def _at(padded: Tensor, place: int, targets: Tensor) -> Tensor:
 class Kernel(Prefix):
     """Eq. (6) with a learned local kernel: G^0[p] = RMSNorm(sum over 0 < |d| <= W of k[d] * x[p - d]), channel-wise.
 
-    Only known neighbours count. The kernel starts as sharp delays: a quarter of the channels read the left neighbour,
-    the other quarters the tokens 2, 3 and 4 places to the left. 2 W D parameters whatever the context; O(N W D).
+    Only known neighbours count. 2 W D parameters whatever the context; O(N W D). The kernel starts as sharp delays: a
+    quarter of the channels reads the left neighbour, a quarter the token before it. Half of them start empty, free for
+    what the layers write: with all of them filled, random orders are learned much later (docs/log.md).
     """
 
     def __init__(self, hidden_size: int, width: int) -> None:
         super().__init__()
         self.width = width
         self.offsets = [d for d in range(-width, width + 1) if d]  # d > 0 reads to the left of the target
-        delay = torch.arange(hidden_size) * 4 // hidden_size + 1
-        self.kernel = nn.Parameter(torch.stack([(delay == d).float() for d in self.offsets]))  # (2W, D)
+        quarter = torch.arange(hidden_size) * 4 // hidden_size + 1
+        starts = [(quarter == d) & (d <= 2) for d in self.offsets]
+        self.kernel = nn.Parameter(torch.stack(starts).float())  # (2W, D)
         self.norm = RMSNorm(hidden_size, eps=1e-6)
 
     def at(self, table: Table, ranks: Ranks, slots: Slots, slot_ranks: Slots) -> Float[Tensor, "B T D"]:

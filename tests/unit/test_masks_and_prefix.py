@@ -118,8 +118,8 @@ def test_kernel_starts_as_sharp_delays() -> None:
     table = torch.zeros(1, 25, 16)
     table[0, :, :] = torch.arange(25.0)[:, None] + 1  # a token's embedding is its slot + 1
     ranks = torch.arange(25)[None]
-    row = prefix(table, ranks)[0, 9]  # slot 10 reads slots 9, 8, 7, 6
-    read = torch.tensor([9.0, 8.0, 7.0, 6.0]).repeat_interleave(4) + 1
+    row = prefix(table, ranks)[0, 9]  # slot 10 reads slots 9 and 8, each in a quarter of the channels
+    read = torch.tensor([10.0, 9.0, 0.0, 0.0]).repeat_interleave(4)
     torch.testing.assert_close(row, read / read.square().mean().sqrt())
 
 

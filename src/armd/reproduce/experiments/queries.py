@@ -12,7 +12,7 @@ from armd.reproduce.measures import likelihood
 from armd.reproduce.study import Study
 
 KINDS = ("aggregate", "shift", "anchor", "anchor+aggregate", "kernel")
-REACHES = (2, 4)
+REACHES = (4, 8)
 """Of kernels besides the presets' own."""
 
 
