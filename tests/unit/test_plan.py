@@ -214,7 +214,7 @@ def test_a_measured_speed_is_a_share_of_the_peak(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no record of a speed yet"):
         measured(tmp_path, config, 1.0)
     with pytest.raises(
-        UserError, match=r"is of another network: 18\.016 MFLOP a token, the plan 18\.017; give its fields"
+        UserError, match=r"is of another network: 18\.002 MFLOP a token, the plan 18\.003; give its fields"
     ):
         measured(tmp_path, tiny(258, None), 1.0)
 
