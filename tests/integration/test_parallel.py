@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -40,9 +41,9 @@ def end(processes: list[subprocess.Popen[str]], seconds: float = 60) -> list[tup
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
-def in_two_processes(runs: list[list[str]]) -> None:
+def in_two_processes(runs: list[list[str]], seconds: float = 60) -> None:
     """Some runs one after another in the same two processes: to import torch takes longer than any of them."""
-    done = end([start([several.__file__, json.dumps(runs)], **variables) for variables in ranks(2)])
+    done = end([start([several.__file__, json.dumps(runs)], **variables) for variables in ranks(2)], seconds)
     for status, said in done:
         assert status == 0, said
 
@@ -152,6 +153,21 @@ def test_every_kind_of_run_is_that_of_one_process(kinds: Path, name: str) -> Non
     assert whole.keys() == other.keys() and len(whole) > 60
     for key, tensor in whole.items():
         torch.testing.assert_close(other[key], tensor, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
+def test_compiled_runs_are_those_of_one_process_without(data: Path, tmp_path: Path) -> None:
+    def run(name: str, *more: str) -> list[str]:
+        steps = ["--max-steps", "4", "--eval-every", "4", "--eval-orders", "left_to_right", "--optim.warmup-steps", "2"]
+        return [str(data), str(tmp_path / name), *steps, *more]
+
+    several.main([run("one")])
+    in_two_processes([run("ddp", "--compile"), run("fsdp", "--compile", "--parallel", "fsdp")], seconds=240)
+    for name in "ddp", "fsdp":
+        assert curve(tmp_path / name) == pytest.approx(curve(tmp_path / "one"), abs=5e-6)
+        whole, other = tensors(tmp_path / "one"), tensors(tmp_path / name)
+        for key, tensor in whole.items():
+            torch.testing.assert_close(other[key], tensor, atol=1e-5, rtol=0)
 
 
 MUON = """
