@@ -55,7 +55,7 @@ def progressive(steps: int, rho: int = 8, **changes: Any) -> OrderSchedule:
 
 def mixed(steps: int, rho: int = 8) -> OrderSchedule:
     """`progressive`, with some wholly random orders all along."""
-    return progressive(steps, rho, floors={"uniform": 0.2})
+    return progressive(steps, rho, floors={"uniform": 0.05})
 
 
 def own(setting: Setting, **changes: Any) -> TrainConfig:

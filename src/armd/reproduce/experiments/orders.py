@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from armd.families import OrderSchedule
-from armd.reproduce.bases import ablation, mixed, progressive
+from armd.reproduce.bases import ablation, progressive
 from armd.reproduce.experiment import Experiment, Model, Section, Setting
 from armd.reproduce.measures import exact_tokens_per_pass, likelihood
 from armd.reproduce.study import Study
@@ -19,9 +19,12 @@ def models(setting: Setting) -> dict[str, Model]:
         "left to right": OrderSchedule(),
         **{f"progressive, rho = {rho}": progressive(steps, rho) for rho in (4, 8, 16, 32)},
         "progressive, rho = 8, subsets": progressive(steps, 8, shuffle="subset"),
-        "progressive, rho = 8, a fifth uniform": mixed(steps),
-        "progressive, rho = 8, a twentieth uniform, 0.3 left to right": progressive(
-            steps, floors={"left_to_right": 0.3, "uniform": 0.05}
+        **{
+            f"progressive, rho = 8, {share:.0%} uniform": progressive(steps, 8, floors={"uniform": share})
+            for share in (0.05, 0.1, 0.2)
+        },
+        "progressive, rho = 8, 5% uniform, 30% left to right": progressive(
+            steps, 8, floors={"left_to_right": 0.3, "uniform": 0.05}
         ),
         "uniform": OrderSchedule(floors={"uniform": 1.0}),
     }
