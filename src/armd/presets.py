@@ -1,8 +1,9 @@
 """Named runs. Each preset is a function of the vocabulary that returns a complete config.
 
-`tiny` and `laptop` are ours: query kind, number of two-stream layers and optimiser are those that won in `docs/log.md`,
-in short runs of small models; the rates of `laptop` are carried over. The `paper-*` presets follow the paper: Eq. (6),
-L2s = L/2, its schedules. What it does not say is marked *inferred* and follows the SEDD / MDLM line it builds on.
+`tiny` and `laptop` are ours: query kind, norm, number of two-stream layers and optimiser are those that won in
+`docs/log.md`, in short runs of small models; the rates of `laptop` are carried over. The `paper-*` presets follow the
+paper: Eq. (6), L2s = L/2, its schedules. What it does not say is marked *inferred* and follows the SEDD / MDLM line it
+builds on.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def tiny(vocab_size: int, eos_token_id: int | None) -> TrainConfig:
             num_attention_heads=4,
             max_position_embeddings=256,
             query="kernel",
+            norm="layernorm",
             eos_token_id=eos_token_id,
         ),
         orders=OrderSchedule(
@@ -62,6 +64,7 @@ def laptop(vocab_size: int, eos_token_id: int | None) -> TrainConfig:
             num_attention_heads=6,
             max_position_embeddings=512,
             query="kernel",
+            norm="layernorm",
             eos_token_id=eos_token_id,
         ),
         orders=OrderSchedule(
