@@ -518,6 +518,7 @@ def test_preset_sizes_are_those_of_the_paper() -> None:
 
 def test_muon_gets_the_matrices_inside_the_layers() -> None:
     model = armd.Armd(small().model)
+    torch.nn.init.normal_(model.prefix.kernel)  # no channel is empty, so that gradients have full rank
     optimiser = optim.build(model, OptimConfig(name="muon", lr=1.0, muon_lr=4.0, weight_decay=0.5))
     optim.set_rates(optimiser, 0.25)
     names = {id(p): name for name, p in model.named_parameters()}
