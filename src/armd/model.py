@@ -78,7 +78,7 @@ class ArmdConfig:
     """Longest text, in tokens."""
     query: str = "kernel"
     """Where G^0 comes from: aggregate (the paper, Eq. 6), kernel, shift, anchor, anchor+aggregate, position."""
-    kernel_width: int = 2
+    kernel_width: int = 8
     """Reach W of the kernel, in tokens to each side."""
     block_size: int = 16
     """Tokens in a block of block diffusion (architecture bd3lm); the others do without."""

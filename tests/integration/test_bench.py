@@ -170,7 +170,7 @@ def test_training_beside_nanogpt(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert nano["ratio"]["median"] == ar["ratio_to_ar"]["median"] == 1
     assert all(row["tokens"] == 2 * 32 and len(row["seconds"]) == 2 for row in record["rows"])
     assert all(row["of_limit"] == pytest.approx(row["ratio_to_ar"]["median"] / row["limit"]) for row in (one, half))
-    D, V, N, W = 16, 257, 32, 2  # multiply-adds a token: two products of attention see (N + 1) / 2 keys in the mean
+    D, V, N, W = 16, 257, 32, 8  # multiply-adds a token: two products of attention see (N + 1) / 2 keys in the mean
     layer = 12 * D * D + D * (N + 1)
     autoregressive = 4 * layer + D * V
     assert one["limit"] == pytest.approx(autoregressive / (autoregressive + 2 * W * D))

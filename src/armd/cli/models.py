@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from armd import checkpoint
-from armd.baselines import Denoiser
+from armd.baselines import Autoregressive, Denoiser, PrefixAutoregressive
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
 from armd.evals import parse_orders
@@ -37,6 +37,8 @@ def as_armd(model: Transformer, folder: Path, task: str) -> Armd:
 
 def orders_for(model: Transformer, given: str | None, usual: str) -> list[str]:
     """The orders to score a model in: those given, else the usual ones, of masked and block diffusion their bound."""
+    if given is None and isinstance(model, Autoregressive | PrefixAutoregressive):
+        given = "left_to_right"
     return parse_orders(("bound:8" if isinstance(model, Denoiser) else usual) if given is None else given)
 
 

@@ -70,13 +70,13 @@ def run_zero_shot(args: EvaluateZeroShot) -> None:
     if unknown or not names:
         raise UserError(f"sets={args.sets!r} must name some of {', '.join(SETS)}")
     packing = PACKINGS[args.protocol]
-    parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
+    orders = parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
     check_seed(args.seed)
     for option, value in (("texts", args.texts), ("batch_size", args.batch_size), ("length", args.length)):
         if value is not None and value < 1:
             raise UserError(f"{option}={value} must be at least 1")
     model, tokenizer = load_reader(args.model, args.device)
-    orders = orders_for(model, args.orders, USUAL)
+    orders = orders if packing.scored_from else orders_for(model, args.orders, USUAL)  # a bound has no first token
     limit = model.config.max_position_embeddings
     length = args.length or min(limit, 1024)
     if length > limit:

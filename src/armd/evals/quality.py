@@ -147,7 +147,7 @@ class Quality(Judged):
 
 def judge_texts(rows: Sequence[Sequence[int]], eos: int | None, tokenizer: Tokenizer, judge: Judge) -> Judged:
     """Measure texts of token ids; one that ends does so with its only `eos`, which is not measured."""
-    rows = [row[:-1] if row[-1] == eos else row for row in rows]
+    rows = [row[:-1] if row and row[-1] == eos else row for row in rows]
     texts = [tokenizer.decode(row) for row in rows]
     nats = judge.nats(texts)
     judged = sum(len(each) for each in nats)
