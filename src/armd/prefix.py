@@ -133,8 +133,8 @@ class Kernel(Prefix):
     """Eq. (6) with a learned local kernel: G^0[p] = RMSNorm(sum over 0 < |d| <= W of k[d] * x[p - d]), channel-wise.
 
     Only known neighbours count. 2 W D parameters whatever the context; O(N W D). The kernel starts as sharp delays: a
-    quarter of the channels reads the left neighbour, a quarter the token before it. Half of them start empty, free for
-    what the layers write: with all of them filled, random orders are learned much later (docs/log.md).
+    quarter of the channels reads the left neighbour, a quarter the token before it (W > 1). The others start empty:
+    with all channels filled, random orders were learned much later (docs/log.md).
     """
 
     def __init__(self, hidden_size: int, width: int) -> None:

@@ -371,7 +371,7 @@ def test_a_spike_stops_by_default() -> None:
 
 def test_a_checkpoint_of_another_version_is_told_in_a_line() -> None:
     for saved in {"recent": [3.0], "skipped": 0, "in_a_row": 0}, {"losses": []}:
-        with pytest.raises(UserError, match=r"another version of armd saved this run's checkpoint; .*--init"):
+        with pytest.raises(UserError, match=r"another version of armd saved this run's checkpoint; .*--init RUN"):
             Guard(config()).restore(saved)
 
 

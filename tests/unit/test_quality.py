@@ -14,7 +14,7 @@ from armd import Armd, Autoregressive, BlockDiffusion, MaskedDiffusion, Order, U
 from armd.baselines import Denoiser
 from armd.data import get_tokenizer
 from armd.evals import Judge, Writing, frontier, load_judge, own_judge, plot, quality_protocol
-from armd.evals.quality import distinct, entropy, mean, repetition, write_and_judge
+from armd.evals.quality import distinct, entropy, judge_texts, mean, repetition, write_and_judge
 from armd.evals.rouge import longest_common_subsequence, rouge_l, rouge_n
 from conftest import make_model
 
@@ -38,6 +38,16 @@ def test_measures_by_hand() -> None:
     assert math.isnan(repetition([1, 2, 3])) and mean([1.0, math.nan, 3.0]) == 2 and math.isnan(mean([]))
     assert distinct([[1, 2, 3], [1, 2]], 1) == 3 / 5 and distinct([[1, 2, 3], [1, 2]], 2) == 2 / 3
     assert math.isnan(distinct([[1], [2]], 2))  # no run goes from one text into the next
+
+
+def test_texts_are_measured_up_to_their_end(model: Armd) -> None:
+    judge, eos = own_judge(model, BYTE, "judge"), 256
+    cut = judge_texts([[], [eos], [97, 98, eos], [97, 97, eos, 98, 98]], eos, BYTE, judge)
+    assert cut.texts == ["", "", "ab", "aa"] and cut.tokens == cut.judged == 4
+    assert cut.entropy == pytest.approx(math.log(2) / 4) and cut.distinct[0] == 2 / 4
+    nats = torch.cat(judge.nats(["ab", "aa"]))
+    assert cut.generative_perplexity == pytest.approx(nats.mean().exp().item())
+    assert judge_texts([[97, 98]], None, BYTE, judge).tokens == 2
 
 
 def test_rouge_by_hand() -> None:

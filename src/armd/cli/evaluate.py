@@ -36,7 +36,7 @@ class Evaluate:
     orders: str | None = None
     """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
     own file.py:function; of mdlm and bd3lm also bound:K (K times a text). Default: left_to_right,uniform:8,strided:4;
-    of mdlm and bd3lm bound:8."""
+    of ar and ar+prefix left_to_right, of mdlm and bd3lm bound:8."""
     texts: int = 256
     """Held-out texts to score, at most."""
     length: int | None = None
@@ -54,15 +54,15 @@ class Evaluate:
 
 
 def run_evaluate(args: Evaluate) -> None:
-    orders = parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
+    parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
     check_seed(args.seed)
-    if args.measure and not any(order.startswith("strided:") for order in orders):
-        raise UserError(f"measure={args.measure} writes texts in strided orders: put strided:S among --orders")
     if args.texts < 1 or args.batch_size < 1 or args.measure < 0:
         sizes = f"texts={args.texts} and batch_size={args.batch_size}"
         raise UserError(f"{sizes} must be at least 1, measure={args.measure} at least 0")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
     orders = orders_for(model, args.orders, USUAL)
+    if args.measure and not any(order.startswith("strided:") for order in orders):
+        raise UserError(f"measure={args.measure} writes texts in strided orders: put strided:S among --orders")
     length = model.config.max_position_embeddings if args.length is None else args.length
     dataset = held_out(args.data, args.model, model, tokenizer, length).spread(args.texts)
     for order in orders:

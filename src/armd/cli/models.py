@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from armd import checkpoint
-from armd.baselines import Autoregressive, Denoiser, PrefixAutoregressive
+from armd.baselines import Denoiser
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import UserError
 from armd.evals import parse_orders
@@ -36,10 +36,10 @@ def as_armd(model: Transformer, folder: Path, task: str) -> Armd:
 
 
 def orders_for(model: Transformer, given: str | None, usual: str) -> list[str]:
-    """The orders to score a model in: those given, else the usual ones, of masked and block diffusion their bound."""
-    if given is None and isinstance(model, Autoregressive | PrefixAutoregressive):
-        given = "left_to_right"
-    return parse_orders(("bound:8" if isinstance(model, Denoiser) else usual) if given is None else given)
+    """The orders to score a model in: those given, else the usual ones if it knows them, of a denoiser its bound."""
+    if given is None:
+        given = "bound:8" if isinstance(model, Denoiser) else usual if model.any_order else "left_to_right"
+    return parse_orders(given)
 
 
 BY_STEPS = "steps", "schedule"

@@ -117,4 +117,9 @@ def held_out_texts(dataset: TokenDataset, tokenizer: Tokenizer, count: int) -> l
     windows = dataset.eval_windows()
     places = np.linspace(0, windows - 1, min(count, windows)).round().astype(int)
     rows = [dataset.eval_batch(int(place), 1)[0].tolist() for place in places]
-    return [tokenizer.decode(row[: row.index(dataset.eos_id)] if dataset.eos_id in row else row) for row in rows]
+    return [tokenizer.decode(until_end(row, dataset.eos_id)) for row in rows]
+
+
+def until_end(row: list[int], eos: int | None) -> list[int]:
+    """The tokens of a text before its first end of text."""
+    return row[: row.index(eos)] if eos in row else row

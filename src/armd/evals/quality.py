@@ -18,7 +18,7 @@ from armd.data import Tokenizer
 from armd.decode import collect, stream
 from armd.errors import UserError
 from armd.evals.judge import Judge
-from armd.evals.mauve import Human, mauve
+from armd.evals.mauve import Human, mauve, until_end
 from armd.evals.protocol import Protocol, vocabulary
 from armd.model import Transformer
 from armd.request import Request, make_request
@@ -145,9 +145,9 @@ class Quality(Judged):
     mauve: float | None
 
 
-def judge_texts(rows: Sequence[Sequence[int]], eos: int | None, tokenizer: Tokenizer, judge: Judge) -> Judged:
-    """Measure texts of token ids; one that ends does so with its only `eos`, which is not measured."""
-    rows = [row[:-1] if row and row[-1] == eos else row for row in rows]
+def judge_texts(rows: Iterable[list[int]], eos: int | None, tokenizer: Tokenizer, judge: Judge) -> Judged:
+    """Measure texts of token ids, each before its first `eos`."""
+    rows = [until_end(row, eos) for row in rows]
     texts = [tokenizer.decode(row) for row in rows]
     nats = judge.nats(texts)
     judged = sum(len(each) for each in nats)

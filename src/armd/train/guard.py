@@ -75,6 +75,6 @@ class Guard:
             self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
         except (AttributeError, KeyError, TypeError):
             raise UserError(
-                "another version of armd saved this run's checkpoint; go on with that version, or start a new run from "
-                "its weights with --init"
+                "another version of armd saved this run's checkpoint; go on with that version, or start a new run of "
+                "its config from its weights: armd train RUN/run.json --init RUN --out NEW"
             ) from None

@@ -24,8 +24,9 @@ JUDGE = "evaluator"
 SAMPLES, ROWS = 128, 64
 """Texts of a model at a temperature; those at once."""
 TEMPERATURES = (0.7, 0.85, 1.0)
-DIFFUSION = {"MDLM": 16, "BD3-LM 4": 16}
-"""Texts at a temperature of models that read a whole text for every token."""
+DIFFUSION = ("MDLM", "BD3-LM 4")
+SLOW = {"MDLM": 16}
+"""Texts at a temperature of models that read whole texts in every step."""
 SHARES = (1, 2, 4)
 """Tokens a step."""
 FEWER = {"AR": (1,), "MDLM": (2, 4)}
@@ -80,10 +81,9 @@ def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int
 
 def people(study: Study, run: Run, *, samples: int) -> dict[str, Any]:
     """Held-out texts, as long as those that models write, under the evaluator `run`."""
-    texts, eos = study.dataset(run, samples), run.config.model.eos_token_id
+    texts, (_, tokenizer) = study.dataset(run, samples), run.load()
     rows = texts.eval_batch(0, texts.eval_windows()).tolist()
-    rows = [row[: row.index(eos) + 1] if eos in row else row for row in rows if row[0] != eos]
-    found = asdict(judge_texts(rows, eos, run.load()[1], _judge(study)))
+    found = asdict(judge_texts(rows, run.config.model.eos_token_id, tokenizer, _judge(study)))
     return {**found, "samples": len(rows), "texts": found["texts"][:2]}
 
 
@@ -118,7 +118,7 @@ def report(study: Study) -> Section:
     names = [run.name for run in study.all_runs if run.seed == study.seeds[0] and run.name != JUDGE]
     best = _best(names)
     found = {
-        (name, each): frontiers(study, name, each, DIFFUSION.get(name, SAMPLES))
+        (name, each): frontiers(study, name, each, SLOW.get(name, SAMPLES))
         for name in names
         for each in FEWER.get(name, SHARES)
     }
@@ -126,10 +126,12 @@ def report(study: Study) -> Section:
     judges, rows = study.runs(JUDGE), []
     for name in dict.fromkeys(name for name, _ in found):
         cells = [_cell(list(found.get((name, each), {}).values())) for each in SHARES]
-        rows.append([called(study, name), str(DIFFUSION.get(name, SAMPLES)), *cells])
+        rows.append([called(study, name), str(SLOW.get(name, SAMPLES)), *cells])
     for judge in judges:
         human = study.measure(judge, people, samples=SAMPLES)
-        rows.append(["held-out texts of people", str(human["samples"]), _entry([human]), *[""] * (len(SHARES) - 1)])
+        rows.append(
+            ["held-out texts of people, as they are", str(human["samples"]), _entry([human]), *[""] * (len(SHARES) - 1)]
+        )
     protocols = [at["protocol"] for seeds in found.values() for frontier in seeds.values() for at in frontier[:1]]
     notes = ["i_SBP: steps of strided fine-tuning, above those of the others", *map(partial(_about, study), judges)]
     ours = Table(
