@@ -42,7 +42,7 @@ from armd.layers import (
     self_attend,
 )
 from armd.masks import Visibility, causal, dense, strictly_causal
-from armd.orders import Order
+from armd.orders import Order, take_rows
 from armd.prefix import PREFIXES
 
 # Far above any real network: a size of a damaged file is refused before anything of that size is made.
@@ -327,8 +327,8 @@ class Armd(Transformer):
 
         And the slots of all N + 1 tokens.
         """
-        slots = F.pad(order.positions + 1, (1, 0))
-        return table.gather(1, slots[:, :-1, None].expand(-1, -1, table.shape[2])), slots
+        slots, columns = (F.pad(places + 1, (1, 0)) for places in (order.positions, order.inverse))
+        return take_rows(table, slots[:, :-1], columns), slots
 
     def _queries(self, table: Tensor, order: Order) -> Tensor:
         """G^0 in generation order, (B, N, D)."""

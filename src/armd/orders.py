@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
+from torch.autograd import Function
 
 from armd.errors import UserError
 
@@ -98,11 +101,11 @@ class Order:
 
     def to_generation(self, values: Shaped[Tensor, "B N ..."]) -> Shaped[Tensor, "B N ..."]:
         """Rearrange (B, N, ...) from text order into generation order."""
-        return _gather_rows(values, self.positions)
+        return take_rows(values, self.positions, self.inverse)
 
     def to_text(self, values: Shaped[Tensor, "B N ..."]) -> Shaped[Tensor, "B N ..."]:
         """Rearrange (B, N, ...) from generation order into text order."""
-        return _gather_rows(values, self.inverse)
+        return take_rows(values, self.inverse, self.positions)
 
     def sequential(self) -> Order:
         """The same positions, one token per block: the law that exact decoding keeps."""
@@ -186,7 +189,7 @@ class Order:
             holes: (B, N) or (N,) bool, true where a token is to be written.
         """
         holes = holes.cpu().bool().reshape(-1, holes.shape[-1])
-        starts = holes & ~torch.nn.functional.pad(holes, (1, 0))[:, :-1]
+        starts = holes & ~F.pad(holes, (1, 0))[:, :-1]
         return cls.from_streams(torch.where(holes, starts.cumsum(dim=1) - 1, -1))
 
     @classmethod
@@ -255,8 +258,40 @@ def _arange_like(positions: Tensor) -> Tensor:
     return torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
 
 
-def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
-    return values.gather(1, index.reshape(*index.shape, *[1] * (values.ndim - 2)).expand_as(values))
+class _Rows(Function):
+    """`take_rows`, whose gradient is a lookup too: autograd, which cannot know that, would add up row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return _look_up(values, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        left_out = inverse.shape[1] - grad.shape[1]
+        if left_out:
+            grad = F.pad(grad, (*[0, 0] * (grad.ndim - 2), 0, left_out))
+        return _look_up(grad, inverse), None, None
+
+
+def take_rows(
+    values: Shaped[Tensor, "B M ..."], index: Int[Tensor, "B R"], inverse: Int[Tensor, "B M"]
+) -> Shaped[Tensor, "B R ..."]:
+    """Rows of every text, none of them twice.
+
+    Args:
+        index: (B, R) the rows to take, R <= M.
+        inverse: (B, M) where in `index` each row stands; R or above, each once, for those left out.
+    """
+    if values.requires_grad and torch.is_grad_enabled():
+        return _Rows.apply(values, index, inverse)
+    return _look_up(values, index)
+
+
+def _look_up(values: Tensor, index: Tensor) -> Tensor:
+    starts = torch.arange(len(values), device=index.device)[:, None] * values.shape[1]
+    return values.flatten(0, 1).index_select(0, (index + starts).flatten()).unflatten(0, index.shape)
 
 
 def _check_matrix(name: str, tensor: object) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from armd import Family, Order, OrderSchedule, UserError
 from armd.families import FAMILIES, TAKES_ARGUMENT
-from armd.orders import generator
+from armd.orders import generator, take_rows
 from conftest import remade
 
 
@@ -133,6 +133,19 @@ def test_what_is_no_order_is_refused(positions: object, blocks: object, message:
 def test_what_are_no_masking_times_is_refused(tau: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         inspect.unwrap(Order.from_masking_times.__func__)(Order, tau)
+
+
+@pytest.mark.parametrize("left_out", [0, 2])
+def test_rows_and_their_gradients_are_those_of_gather(left_out: int) -> None:
+    order = Order.uniform(3, 7, generator=generator(0))
+    index = order.positions[:, : 7 - left_out]
+    values, changed = torch.randn(3, 7, 2, 5, dtype=torch.double, requires_grad=True), torch.randn(3, 7, 2, 5)
+    gathered = values.gather(1, index[:, :, None, None].expand(-1, -1, 2, 5))
+    taken = take_rows(values, index, order.inverse)
+    assert torch.equal(taken, gathered)
+    slopes = [torch.autograd.grad(rows, values, changed[:, : 7 - left_out].double()) for rows in (taken, gathered)]
+    assert torch.equal(slopes[0][0], slopes[1][0])
+    assert torch.autograd.gradgradcheck(lambda x: take_rows(x, index, order.inverse).square(), values)
 
 
 def test_bad_sizes_are_named() -> None:
