@@ -386,7 +386,7 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
             monkeypatch.delitem(grid, length)
         monkeypatch.setitem(grid, 32, families)
     monkeypatch.setattr(table2, "SAMPLES", 4)
-    monkeypatch.setattr(table2, "SLOW", dict.fromkeys(table2.SLOW, 2))
+    monkeypatch.setattr(table2, "SLOW", 2)
     monkeypatch.setattr(bases, "tiny", shrunken)
     (tmp_path / "sets" / "lambada").mkdir(parents=True)
     lines = [json.dumps({"text": f"The {i}th day was as long as the one before it ."}) for i in range(40)]
@@ -404,6 +404,12 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
         assert all(any(map(_number, row[2 if name == "table2" else 1 :])) for row in ours)  # past the count of texts
         more = {"held-out texts of people, as they are"} if name == "table2" else set()
         assert {row[0] for row in ours} == {run.name for run in runs} - {table2.JUDGE} | more
+    if name == "table2":  # the same texts under an evaluator from elsewhere
+        other = replace(study, evaluator=str(study.runs("AR")[0].folder))
+        assert table2.JUDGE not in other.names
+        found = report(other, "command").tables[0]
+        assert [row[:2] for row in found.rows] == [row[:2] for row in ours] and found.rows != ours
+        assert any(f"under {other.evaluator}" in note for note in found.notes)
 
 
 def _number(cell: str) -> bool:

@@ -39,6 +39,9 @@ class Reproduce:
     """Folder with folders lambada, wikitext-2 ... for zero-shot perplexities."""
     puzzles: Path | None = None
     """File of test puzzles."""
+    evaluator: str = ""
+    """Causal model that reads the texts of table2: a folder, or a name that transformers knows, such as gpt2-large;
+    without it a larger AR model of ours is trained."""
     page: Path | None = None
     """Write all sections that are in --out as this Markdown page, charts and records in a folder beside it."""
     plan: bool = False
@@ -100,7 +103,8 @@ def _study(args: Reproduce, experiment: Experiment) -> Study:
         raise UserError(f"sets={args.sets} is no folder")
     if args.puzzles is not None and not args.puzzles.is_file():
         raise UserError(f"puzzles={args.puzzles} is no file")
-    return Study(experiment, args.out, data, args.scale, range(args.seeds), args.sets, args.puzzles, say)
+    paths = args.sets, args.puzzles, args.evaluator
+    return Study(experiment, args.out, data, args.scale, range(args.seeds), *paths, say)
 
 
 def _train(study: Study, args: Reproduce) -> list[str]:
@@ -128,6 +132,7 @@ def _settings(args: Reproduce) -> list[str]:
     """What a record says of its command: no paths, which differ from machine to machine."""
     words = ["--data DIR", f"--seeds {args.seeds}"] + [f"--scale {args.scale}"] * (args.scale != "small")
     words += [f"--jobs {args.jobs}"] * (args.jobs > 1)  # which slows whatever is timed
+    words += [f"--evaluator {Path(args.evaluator).name}"] * bool(args.evaluator)
     return words + [f"--{name} PATH" for name in ("sets", "puzzles") if getattr(args, name)]
 
 

@@ -22,11 +22,13 @@ class Setting:
     Attributes:
         scale: small (2 CPU cores, hours), medium (one GPU, minutes) or paper (its shapes and budgets, for a cluster).
         vocab_size, eos_id: of the prepared data.
+        evaluator: a model from elsewhere that reads what ours write; empty: one of ours is trained for it.
     """
 
     scale: Scale
     vocab_size: int
     eos_id: int | None
+    evaluator: str = ""
 
 
 @dataclass(frozen=True)

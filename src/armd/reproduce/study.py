@@ -103,6 +103,7 @@ class Study:
         seeds: numbers of the repetitions.
         sets: folder with the files of the zero-shot sets; None if there is none.
         puzzles: file of test puzzles; None if there is none.
+        evaluator: see `Setting`.
         say: gets a line before each measurement.
         only: the one seed whose runs are looked at, but of models that have fewer seeds; None: all.
         used: every figure that was looked up, with its commit and machine.
@@ -115,6 +116,7 @@ class Study:
     seeds: Sequence[int] = (0, 1)
     sets: Path | None = None
     puzzles: Path | None = None
+    evaluator: str = ""
     say: Callable[[str], object] = field(default=_silence, repr=False)
     only: int | None = None
     used: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
@@ -122,7 +124,7 @@ class Study:
     @cached_property
     def setting(self) -> Setting:
         manifest = Manifest.load(self.data)
-        return Setting(self.scale, manifest.vocab_size, manifest.eos_id)
+        return Setting(self.scale, manifest.vocab_size, manifest.eos_id, self.evaluator)
 
     @cached_property
     def names(self) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from armd.evals import Judge, Writing, judge_texts, own_judge, quality_protocol, write_and_judge
+from armd.evals import Judge, Writing, judge_texts, load_judge, own_judge, quality_protocol, write_and_judge
 from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
@@ -19,18 +20,17 @@ from armd.reproduce.page import spread
 from armd.reproduce.paper import GENERATION
 from armd.reproduce.study import Run, Study
 from armd.train import TrainConfig
+from armd.train.loop import pick_device
 
 JUDGE = "evaluator"
 SAMPLES, ROWS = 128, 64
 """Texts of a model at a temperature; those at once."""
+SLOW = 16
+"""Texts of MDLM, which reads whole texts in every step, on a CPU."""
 TEMPERATURES = (0.7, 0.85, 1.0)
 DIFFUSION = ("MDLM", "BD3-LM 4")
-SLOW = {"MDLM": 16}
-"""Texts at a temperature of models that read whole texts in every step."""
 SHARES = (1, 2, 4)
 """Tokens a step."""
-FEWER = {"AR": (1,), "MDLM": (2, 4)}
-"""Those of models that can do no other, or for which one token a step, whole texts at once, would take the longest."""
 
 
 def models(setting: Setting) -> dict[str, Model]:
@@ -48,7 +48,7 @@ def models(setting: Setting) -> dict[str, Model]:
         for name, tuning in tunings.items():
             if rho == rhos[0] or tuning in (counts[0], counts[-1]):
                 found[f"{base}, {name}"] = Model(strided(config, tuning), parent=base, seeds=seeds)
-    return {**found, JUDGE: Model(evaluator(config), seeds=1)}
+    return found if setting.evaluator else {**found, JUDGE: Model(evaluator(config), seeds=1)}
 
 
 def evaluator(config: TrainConfig) -> TrainConfig:
@@ -60,11 +60,21 @@ def evaluator(config: TrainConfig) -> TrainConfig:
     return for_architecture(replace(larger, max_steps=config.max_steps * 3 // 2), "ar")
 
 
+def shares(study: Study, name: str) -> tuple[int, ...]:
+    """Tokens a step that a model is asked for: AR knows one, and for MDLM one at a time takes long on a CPU."""
+    return (1,) if name == "AR" else SHARES[1:] if name == "MDLM" and study.scale == "small" else SHARES
+
+
+def samples(study: Study, name: str) -> int:
+    """Texts that a model writes at a temperature."""
+    return SLOW if name == "MDLM" and study.scale == "small" else SAMPLES
+
+
 # ---- measures --------------------------------------------------------------------------------------------------------
 
 
 def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int, judge: str) -> dict[str, Any]:
-    """Texts of one temperature at `each` tokens a step, judged by the evaluator whose weights have the hash `judge`."""
+    """Texts of one temperature at `each` tokens a step; `judge` says which evaluator the study has, see `_judge_id`."""
     length, rows = run.config.text_length, min(samples, ROWS)
     if run.config.architecture in ("mdlm", "bd3lm"):
         block = run.config.model.block_size if run.config.architecture == "bd3lm" else length
@@ -79,8 +89,8 @@ def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int
     return {**found, "protocol": quality_protocol(model, tokenizer, judging, writing).line}
 
 
-def people(study: Study, run: Run, *, samples: int) -> dict[str, Any]:
-    """Held-out texts, as long as those that models write, under the evaluator `run`."""
+def people(study: Study, run: Run, *, samples: int, judge: str) -> dict[str, Any]:
+    """Held-out texts, as long as those that `run` writes, under the evaluator."""
     texts, (_, tokenizer) = study.dataset(run, samples), run.load()
     rows = texts.eval_batch(0, texts.eval_windows()).tolist()
     found = asdict(judge_texts(rows, run.config.model.eos_token_id, tokenizer, _judge(study)))
@@ -88,27 +98,36 @@ def people(study: Study, run: Run, *, samples: int) -> dict[str, Any]:
 
 
 def _judge(study: Study) -> Judge:
+    if study.evaluator:
+        return _judge_from_elsewhere(study.evaluator)
     return own_judge(*study.runs(JUDGE)[0].load(), "our larger AR model")
+
+
+@cache
+def _judge_from_elsewhere(path: str) -> Judge:
+    return load_judge(path, pick_device("auto"))
+
+
+def _judge_id(study: Study) -> str | None:
+    """The name of an evaluator from elsewhere, the weights' hash of our own; None while that is not trained."""
+    if study.evaluator:
+        return study.evaluator
+    return next((run.weights for run in study.runs(JUDGE)), None)
 
 
 Frontier = list[dict[str, Any]]
 """Texts of a model at `TEMPERATURES`, judged."""
 
 
-def frontiers(study: Study, name: str, each: int, samples: int) -> dict[int, Frontier]:
+def frontiers(study: Study, name: str, each: int, judge: str) -> dict[int, Frontier]:
     """Those of the finished runs of a model, by seed."""
 
-    def judged(run: Run, judge: Run, at: float) -> dict[str, Any]:
-        found: dict[str, Any] = study.measure(
-            run, texts, each=each, temperature=at, samples=samples, judge=judge.weights
-        )
+    def judged(run: Run, at: float) -> dict[str, Any]:
+        options = {"each": each, "temperature": at, "samples": samples(study, name), "judge": judge}
+        found: dict[str, Any] = study.measure(run, texts, **options)
         return found
 
-    return {
-        run.seed: [judged(run, judge, at) for at in TEMPERATURES]
-        for judge in study.runs(JUDGE)
-        for run in study.runs(name)
-    }
+    return {run.seed: [judged(run, at) for at in TEMPERATURES] for run in study.runs(name)}
 
 
 # ---- report ----------------------------------------------------------------------------------------------------------
@@ -116,24 +135,20 @@ def frontiers(study: Study, name: str, each: int, samples: int) -> dict[int, Fro
 
 def report(study: Study) -> Section:
     names = [run.name for run in study.all_runs if run.seed == study.seeds[0] and run.name != JUDGE]
-    best = _best(names)
-    found = {
-        (name, each): frontiers(study, name, each, SLOW.get(name, SAMPLES))
-        for name in names
-        for each in FEWER.get(name, SHARES)
-    }
-    found = {key: seeds for key, seeds in found.items() if seeds}
-    judges, rows = study.runs(JUDGE), []
+    best, judge = _best(names), _judge_id(study)
+    pairs = [(name, each) for name in names for each in shares(study, name)] if judge else []
+    found = {pair: seeds for pair in pairs if (seeds := frontiers(study, *pair, str(judge)))}
+    rows = []
     for name in dict.fromkeys(name for name, _ in found):
         cells = [_cell(list(found.get((name, each), {}).values())) for each in SHARES]
-        rows.append([called(study, name), str(SLOW.get(name, SAMPLES)), *cells])
-    for judge in judges:
-        human = study.measure(judge, people, samples=SAMPLES)
+        rows.append([called(study, name), str(samples(study, name)), *cells])
+    for name, _ in list(found)[:1]:
+        human = study.measure(study.runs(name)[0], people, samples=SAMPLES, judge=judge)
         rows.append(
             ["held-out texts of people, as they are", str(human["samples"]), _entry([human]), *[""] * (len(SHARES) - 1)]
         )
     protocols = [at["protocol"] for seeds in found.values() for frontier in seeds.values() for at in frontier[:1]]
-    notes = ["i_SBP: steps of strided fine-tuning, above those of the others", *map(partial(_about, study), judges)]
+    notes = ["i_SBP: steps of strided fine-tuning, above those of the others", _about(study)]
     ours = Table(
         "Ours: generative perplexity (entropy in nats) at temperature 1, by tokens a step",
         ("model", "texts", *(f"{each} ({'T = N' if each == 1 else f'T = N/{each}'})" for each in SHARES)),
@@ -155,12 +170,12 @@ def report(study: Study) -> Section:
     return Section("", [ours, paper], [figure], _targets(study, found, best))
 
 
-def _about(study: Study, judge: Run) -> str:
+def _about(study: Study) -> str:
     """The evaluator."""
-    return (
-        f"{JUDGE}: plain AR, {study.measure(judge, parameters) / 1e6:.2f}M parameters, trained on "
-        f"{judge.tokens / 1e6:.2f}M tokens of the same documents"
-    )
+    for judge in study.runs(JUDGE):
+        size, seen = (f"{count / 1e6:.2f}M" for count in (study.measure(judge, parameters), judge.tokens))
+        return f"{JUDGE}: plain AR, {size} parameters, trained on {seen} tokens of the same documents"
+    return f"{JUDGE}: {Path(study.evaluator).name or 'not trained yet'}"
 
 
 def _best(names: list[str]) -> str:
@@ -223,7 +238,7 @@ def _targets(study: Study, found: dict[tuple[str, int], dict[int, Frontier]], be
     for each in SHARES[1:]:
         claim = f"{each} tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy"
         targets.append(compared(claim, (best, each), (best, 1), 1.1, least=False))
-    for each in FEWER["MDLM"]:
+    for each in SHARES[1:]:
         claim = f"MDLM at {each} a step at least 1.5 times the perplexity of ARMD at {each}, at equal entropy"
         targets.append(compared(claim, ("MDLM", each), (best, each), 1.5, least=True))
     return targets
