@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from armd.data import TokenDataset
+from armd.presets import with_steps
 from armd.reproduce.bases import CLIPPED, armd, as_in_the_paper, baselines, no_strided, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
 from armd.reproduce.measures import (
@@ -25,17 +26,21 @@ from armd.reproduce.study import Run, Study
 TEXTS = 256
 OURS, PROGRESSIVE, PAPERS = "ARMD", "ARMD, no uniform orders", "ARMD, as in the paper"
 NAMES = (OURS, PROGRESSIVE, PAPERS, "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
+PATIENT = "MDLM, 4 times the tokens"
 TUNED, LONGER = "ARMD, strided", "ARMD, as many more steps"
 
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
     steps = config.max_steps // 8 if setting.scale != "paper" else 10_000
+    masked = baselines(config)["MDLM"].config
+    patient = replace(with_steps(masked, 4 * masked.max_steps), eval_every=4 * masked.eval_every)
     return {
         OURS: Model(config),
         PROGRESSIVE: Model(replace(config, orders=replace(config.orders, floors={}))),
         PAPERS: Model(as_in_the_paper(config)),
         **baselines(config),
+        **({PATIENT: Model(patient, seeds=1)} if setting.scale == "small" else {}),
         TUNED: Model(strided(config, steps), parent=OURS),
         LONGER: Model(no_strided(config, steps), parent=OURS),
     }
@@ -44,15 +49,15 @@ def models(setting: Setting) -> dict[str, Model]:
 def report(study: Study) -> Section:
     loss = {
         name: {run.seed: score(study, run, main_order(run), TEXTS)["nats_per_token"] for run in study.runs(name)}
-        for name in (*NAMES, TUNED, LONGER)
+        for name in (*NAMES, PATIENT, TUNED, LONGER)
     }
     any_order = {
         name: {run.seed: score(study, run, "uniform:4", TEXTS)["nats_per_token"] for run in study.runs(name)}
         for name in (OURS, PROGRESSIVE, PAPERS, TUNED, LONGER)
     }
-    any_order["MDLM"] = loss["MDLM"]
+    any_order |= {name: loss[name] for name in ("MDLM", PATIENT)}
     rows = []
-    for name in (*NAMES, TUNED, LONGER):
+    for name in (*NAMES, PATIENT, TUNED, LONGER):
         runs = study.runs(name)
         if not runs:
             continue
