@@ -7,7 +7,15 @@ from typing import Any
 
 from armd.reproduce.bases import ablation, shortened
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting
-from armd.reproduce.measures import likelihood, losses, mean_curve, perplexity_ratios, ratio_target, svg
+from armd.reproduce.measures import (
+    likelihood,
+    losses,
+    mean_curve,
+    perplexity_ratios,
+    ratio_target,
+    svg,
+    tokens_per_second,
+)
 from armd.reproduce.study import Study
 from armd.train import OptimConfig
 
@@ -45,7 +53,8 @@ def _budget(share: float) -> str:
 
 def report(study: Study) -> Section:
     names = [name for name in study.names if study.runs(name)]
-    table = likelihood(study, "Recipes", names)
+    clock = ("training, tokens/s", tokens_per_second, ",.0f"), ("seconds", lambda run: run.seconds, ",.0f")
+    table = likelihood(study, "Recipes", names, *clock)
     lines = {name: mean_curve(study, name, "left_to_right")[1:] for name in names}
     drawn = svg("Recipes: held-out loss, left to right", lines, ("million tokens", "nats/token"))
     figure = Figure("Recipes: held-out loss, left to right", drawn, "a line for each recipe, mean over the seeds")

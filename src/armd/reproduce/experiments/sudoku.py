@@ -16,6 +16,7 @@ from armd.model import Armd, ArmdConfig
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
 from armd.reproduce.measures import mean_curve, svg
 from armd.reproduce.page import spread
+from armd.reproduce.paper import SUDOKU as PUBLISHED
 from armd.reproduce.study import Run, Study
 from armd.sudoku import GRADES, ORDERS, grade, prepare_grids, random_puzzles, read_puzzles, solve
 from armd.train import OptimConfig, TrainConfig
@@ -124,6 +125,12 @@ def report(study: Study) -> Section:
     tables = [
         Table("Puzzles solved", ("puzzles", "clues", "branches", *ORDERS), rows, notes),
         Table("Work", ("order", "passes a puzzle", "ms a puzzle"), speed, (work,)),
+        Table(
+            "Masked diffusion of 6M parameters (Kim et al., 2025): per cent solved",
+            ("model", "their puzzles", "their hard ones"),
+            [[name, *cells] for name, cells in PUBLISHED.items()],
+            ("other puzzles and other training than ours: no comparison, only where the field stands",),
+        ),
     ]
     shares = [f["solved"] for f in found[TARGET, "margin"]]
     claim = f"margin solves at least {TARGET_SHARE:.0%} of {TARGET} puzzles, the mean over the seeds"
