@@ -456,6 +456,7 @@ def test_at_paper_scale_others_train_and_it_reports(
         "curves --data {d} --seeds 0": "seeds=0",
         "curves --data {d} --sets {d}/nowhere": "is no folder",
         "curves --data {d} --puzzles {d}/nowhere": "is no file",
+        "table2 --data {d} --evaluator {d}/nowhere": "nowhere could not be loaded",
     }.items(),
 )
 def test_mistakes_are_one_line(words: str, message: str, data: Path, tmp_path: Path, capsys) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import tyro
 from rich.table import Table
 
 from armd import reproduce
 from armd.cli.terminal import say, show
 from armd.errors import TrainingStopped, UserError
+from armd.evals import load_judge
 from armd.files import json_text, read_json
 from armd.gpus import get_accelerator
 from armd.quantities import count, duration
@@ -66,6 +68,8 @@ def run_reproduce(args: Reproduce) -> None:
             raise UserError(f"experiment {name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}, or all")
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"seeds={args.seeds} and jobs={args.jobs} must be at least 1")
+    if args.evaluator:
+        load_judge(args.evaluator, torch.device("cpu"))  # what is wrong with it is told before anything is trained
     studies = [_study(args, EXPERIMENTS[name]) for name in names]
     if args.plan or (args.scale == "paper" and any(not run.finished for s in studies for run in s.all_runs)):
         _plan(args, studies)
