@@ -275,15 +275,19 @@ class _Rows(Function):
         return _look_up(grad, inverse), None, None
 
 
-def take_rows(
-    values: Shaped[Tensor, "B M ..."], index: Int[Tensor, "B R"], inverse: Int[Tensor, "B M"]
-) -> Shaped[Tensor, "B R ..."]:
+def take_rows(values: Tensor, index: Int[Tensor, "B R"], inverse: Int[Tensor, "B M"]) -> Shaped[Tensor, "B R ..."]:
     """Rows of every text, none of them twice.
 
     Args:
+        values: (B, M, ...) rows of any kind.
         index: (B, R) the rows to take, R <= M.
         inverse: (B, M) where in `index` each row stands; R or above, each once, for those left out.
+
+    Raises:
+        UserError: the values are not (B, M, ...).
     """
+    if values.shape[:2] != inverse.shape:
+        raise UserError(f"values are {tuple(values.shape)}; they must start with {tuple(inverse.shape)}, as the order")
     if values.requires_grad and torch.is_grad_enabled():
         return _Rows.apply(values, index, inverse)
     return _look_up(values, index)

@@ -146,6 +146,9 @@ def test_rows_and_their_gradients_are_those_of_gather(left_out: int) -> None:
     slopes = [torch.autograd.grad(rows, values, changed[:, : 7 - left_out].double()) for rows in (taken, gathered)]
     assert torch.equal(slopes[0][0], slopes[1][0])
     assert torch.autograd.gradgradcheck(lambda x: take_rows(x, index, order.inverse).square(), values)
+    for wrong in (torch.zeros(3, 9), torch.zeros(1, 7)):
+        with pytest.raises(UserError, match="must start with"):
+            order.to_generation(wrong)
 
 
 def test_bad_sizes_are_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from pathlib import Path
 from xml.etree import ElementTree
@@ -113,6 +114,27 @@ def test_a_missing_evaluator_is_one_line(tmp_path: Path, model: Armd) -> None:
     save(model, tmp_path / "mute")
     with pytest.raises(UserError, match=r"has no tokenizer\.json, so it cannot read text"):
         load_judge(str(tmp_path / "mute"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("fault", ["", "is no causal model", "has no embedding of some tokens", "reads 1 tokens"])
+def test_an_evaluator_that_cannot_judge_is_one_line(fault: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (armd[evals])")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_range": 1.0}
+    size |= {"vocab_size": 99 if "embedding" in fault else 257, "intermediate_size": 32}
+    config = transformers.BertConfig(**size, is_decoder="causal" not in fault)
+    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
+    BYTE.save(tmp_path / "tokenizer.json")
+    if "reads" in fault:  # it takes the sentence for one unknown word
+        words = {"model": {"type": "WordLevel", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]"}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], **words}))
+    reader = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    reader.save_pretrained(tmp_path)
+    if not fault:
+        assert load_judge(str(tmp_path), torch.device("cpu")).name == tmp_path.name
+        return
+    with pytest.raises(UserError, match=fault):
+        load_judge(str(tmp_path), torch.device("cpu"))
 
 
 def last_rows(tokens: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

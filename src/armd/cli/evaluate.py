@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from armd import checkpoint, decode
-from armd.cli.models import held_out, orders_for
+from armd.cli.models import as_armd, held_out, orders_for
 from armd.cli.terminal import show
 from armd.data import Spread
 from armd.errors import UserError
@@ -54,15 +54,17 @@ class Evaluate:
 
 
 def run_evaluate(args: Evaluate) -> None:
-    parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
+    asked = parse_orders(USUAL if args.orders is None else args.orders)  # before anything is loaded
     check_seed(args.seed)
     if args.texts < 1 or args.batch_size < 1 or args.measure < 0:
         sizes = f"texts={args.texts} and batch_size={args.batch_size}"
         raise UserError(f"{sizes} must be at least 1, measure={args.measure} at least 0")
+    if args.measure and not any(order.startswith("strided:") for order in asked):
+        raise UserError(f"measure={args.measure} writes texts in strided orders: put strided:S among --orders")
     model, tokenizer = checkpoint.load(args.model, pick_device(args.device))
     orders = orders_for(model, args.orders, USUAL)
-    if args.measure and not any(order.startswith("strided:") for order in orders):
-        raise UserError(f"measure={args.measure} writes texts in strided orders: put strided:S among --orders")
+    if args.measure:
+        as_armd(model, args.model, f"measure={args.measure}")
     length = model.config.max_position_embeddings if args.length is None else args.length
     dataset = held_out(args.data, args.model, model, tokenizer, length).spread(args.texts)
     for order in orders:

@@ -13,7 +13,7 @@ from rich.table import Table
 from armd import reproduce
 from armd.cli.terminal import say, show
 from armd.errors import TrainingStopped, UserError
-from armd.evals import load_judge
+from armd.evals import judge_name, load_judge
 from armd.files import json_text, read_json
 from armd.gpus import get_accelerator
 from armd.quantities import count, duration
@@ -68,6 +68,8 @@ def run_reproduce(args: Reproduce) -> None:
             raise UserError(f"experiment {name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}, or all")
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"seeds={args.seeds} and jobs={args.jobs} must be at least 1")
+    if args.evaluator and "table2" not in names:
+        raise UserError(f"evaluator={args.evaluator} reads the texts of table2: name it, or leave --evaluator out")
     if args.evaluator:
         load_judge(args.evaluator, torch.device("cpu"))  # what is wrong with it is told before anything is trained
     studies = [_study(args, EXPERIMENTS[name]) for name in names]
@@ -120,7 +122,8 @@ def _train(study: Study, args: Reproduce) -> list[str]:
 
 
 def _report(study: Study, args: Reproduce) -> dict[str, object]:
-    section = reproduce.report(study, "armd " + " ".join(["reproduce", study.experiment.name, *_settings(args)]))
+    name = study.experiment.name
+    section = reproduce.report(study, " ".join(["armd reproduce", name, *_settings(args, name)]))
     if not args.json:
         for table in section.tables:
             shown = Table(*table.columns, title=table.title)
@@ -129,15 +132,15 @@ def _report(study: Study, args: Reproduce) -> dict[str, object]:
             show(shown, *table.notes)
         for target in section.targets:
             print(f"{MET[target.met]}: {target.claim}: {target.found}")
-    return read_json(args.out / "sections" / args.scale / f"{study.experiment.name}.json")
+    return read_json(args.out / "sections" / args.scale / f"{name}.json")
 
 
-def _settings(args: Reproduce) -> list[str]:
+def _settings(args: Reproduce, name: str) -> list[str]:
     """What a record says of its command: no paths, which differ from machine to machine."""
     words = ["--data DIR", f"--seeds {args.seeds}"] + [f"--scale {args.scale}"] * (args.scale != "small")
     words += [f"--jobs {args.jobs}"] * (args.jobs > 1)  # which slows whatever is timed
-    words += [f"--evaluator {Path(args.evaluator).name}"] * bool(args.evaluator)
-    return words + [f"--{name} PATH" for name in ("sets", "puzzles") if getattr(args, name)]
+    words += [f"--evaluator {judge_name(args.evaluator)}"] * bool(args.evaluator and name == "table2")
+    return words + [f"--{folder} PATH" for folder in ("sets", "puzzles") if getattr(args, folder)]
 
 
 def _plan(args: Reproduce, studies: list[Study]) -> None:

@@ -49,7 +49,7 @@ class EvaluateZeroShot:
     orders: str | None = None
     """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
     own file.py:function; of mdlm and bd3lm also bound:K (K times a text). Default: left_to_right; of mdlm and bd3lm
-    bound:8."""
+    bound:8, but in protocol mdlm-ar, whose first token is given, left_to_right as well."""
     texts: int | None = None
     """Chunks to score, at most; default: all."""
     length: int | None = None

@@ -1,7 +1,7 @@
 """Measuring trained models. `docs/evaluation.md` says what each number means."""
 
 from armd.evals.humaneval import Code, infill_code, read_problems
-from armd.evals.judge import Judge, load_judge, own_judge
+from armd.evals.judge import Judge, judge_name, load_judge, own_judge
 from armd.evals.lambada import LastWord, last_words
 from armd.evals.likelihood import Score, draws_of, evaluate, held_out_protocol, parse_orders
 from armd.evals.mauve import Human, check_mauve, held_out_texts
@@ -51,6 +51,7 @@ __all__ = [
     "held_out_texts",
     "infill_code",
     "infill_stories",
+    "judge_name",
     "judge_texts",
     "last_words",
     "load_judge",

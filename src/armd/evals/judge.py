@@ -5,15 +5,17 @@ A judge reads text, not tokens: what the writer wrote is decoded and tokenized a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from armd import checkpoint
 from armd.data import Tokenizer
@@ -21,6 +23,13 @@ from armd.errors import UserError
 from armd.model import Transformer
 from armd.objective import nll
 from armd.orders import Order
+
+PROBE = "It was the best of times, it was the worst of times."
+"""What an evaluator has to read before it is trusted."""
+SAME = 1e-3
+"""Nats by which the rows of two texts may differ that are equal so far."""
+GPT2_LARGE = 774_030_080
+"""Parameters of gpt2-large."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Judge:
         window: most tokens it reads at once; longer texts are cut into windows that do not overlap.
         first: tokens at the start of a window that are given, not scored: 0 if it has a beginning of text of its own.
         last_rows: (B, N) ids padded on their right, (B,) long numbers of tokens -> (B, D) the last hidden row of each.
+        network: what it reads with.
     """
 
     name: str
@@ -42,6 +52,21 @@ class Judge:
     window: int
     first: int
     last_rows: Callable[[Tensor, Tensor], Tensor]
+    network: nn.Module | None = None
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the network's parameters, and of how its tokenizer reads a sentence."""
+        found = hashlib.sha256(repr(self.encode(PROBE)).encode())
+        for weight in [] if self.network is None else self.network.parameters():
+            found.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    @property
+    def is_gpt2_large(self) -> bool:
+        """Whether it is, by its size, the evaluator of published numbers."""
+        network = self.network
+        return network is not None and sum(p.numel() for p in network.parameters()) == GPT2_LARGE
 
     @torch.inference_mode()
     def nats(self, texts: Sequence[str], batch_size: int = 8) -> list[Tensor]:
@@ -79,7 +104,8 @@ def load_judge(path: str, device: torch.device) -> Judge:
     """A judge from a folder of ours, or from a folder or name that `transformers` knows, such as gpt2-large.
 
     Raises:
-        UserError: there is no such model, or `transformers` is needed and not installed.
+        UserError: there is no such model, it cannot read text or sees what comes after a token, or `transformers` is
+            needed and not installed.
     """
     config = Path(path) / "config.json"
     try:
@@ -87,11 +113,31 @@ def load_judge(path: str, device: torch.device) -> Judge:
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
-        return _hugging_face(path, device)
+        return _probed(_hugging_face(path, device))
     model, tokenizer = checkpoint.load(path, device)
     if tokenizer is None:
         raise UserError(f"evaluator {path} has no tokenizer.json, so it cannot read text")
-    return own_judge(model, tokenizer, path)
+    return own_judge(model, tokenizer, judge_name(path))
+
+
+def judge_name(path: str) -> str:
+    """What records call an evaluator: the name of its folder, which is the same on all machines, or that of a hub."""
+    return Path(path).resolve().name if Path(path).exists() else path
+
+
+@torch.inference_mode()
+def _probed(judge: Judge) -> Judge:
+    """The judge, unless it cannot read a sentence, or what it thinks of a token depends on those after it."""
+    ids = judge.encode(PROBE)[: judge.window]
+    if len(ids) < judge.first + 2:
+        raise UserError(f"evaluator {judge.name} reads {len(ids)} tokens in {PROBE!r}: its tokenizer is not there")
+    try:
+        nats = judge.score(torch.tensor([ids, [*ids[:-1], ids[0]]]))[:, :-1]
+    except IndexError:
+        raise UserError(f"evaluator {judge.name} has no embedding of some tokens of its tokenizer") from None
+    if not (nats[0] - nats[1]).abs().max() < SAME:
+        raise UserError(f"evaluator {judge.name} is no causal model: its nats of a token depend on later ones")
+    return judge
 
 
 def own_judge(model: Transformer, tokenizer: Tokenizer, name: str) -> Judge:
@@ -111,7 +157,7 @@ def own_judge(model: Transformer, tokenizer: Tokenizer, name: str) -> Judge:
             hidden = model.hidden(tokens, Order.left_to_right(*tokens.shape))
         return hidden[torch.arange(len(sizes)), sizes.clamp(max=window - 1)]
 
-    return Judge(name, tokenizer.encode, score, window, 0, last_rows)
+    return Judge(name, tokenizer.encode, score, window, 0, last_rows, model)
 
 
 def _hugging_face(path: str, device: torch.device) -> Judge:
@@ -143,4 +189,4 @@ def _hugging_face(path: str, device: torch.device) -> Judge:
         return hidden[torch.arange(len(sizes)), sizes - 1]
 
     window = getattr(model.config, "max_position_embeddings", None) or 1024
-    return Judge(path, encode, score, window, 1, last_rows)
+    return Judge(judge_name(path), encode, score, window, 1, last_rows, model)

@@ -194,8 +194,8 @@ def quality_protocol(
     model: Transformer, tokenizer: Tokenizer, judge: Judge, writing: Writing, human: Human | None = None
 ) -> Protocol:
     """The terms of the numbers of `write_and_judge`."""
-    w, gpt2_large = writing, "gpt2-large" in judge.name
-    departures = ["another evaluator than gpt2-large"] * (not gpt2_large)
+    w = writing
+    departures = ["another evaluator than gpt2-large"] * (not judge.is_gpt2_large)
     departures += [f"texts of {w.length:,} tokens instead of 1,024"] * (w.length != 1024)
     departures += ["MAUVE of fewer than 5,000 texts"] * (human is not None and min(w.samples, len(human.points)) < 5000)
     first = "the first token of a window given" if judge.first else "every token scored"

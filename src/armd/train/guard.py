@@ -76,5 +76,5 @@ class Guard:
         except (AttributeError, KeyError, TypeError):
             raise UserError(
                 "another version of armd saved this run's checkpoint; go on with that version, or start a new run of "
-                "its config from its weights: armd train RUN/run.json --init RUN --out NEW"
+                "its config from its weights: armd train RUN/run.json --data DATA --init RUN --out NEW"
             ) from None

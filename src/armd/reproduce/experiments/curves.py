@@ -76,6 +76,7 @@ def report(study: Study) -> Section:
         *map(_terms, study.runs(OURS)[:1]),
         f"to compare with: the frequencies of single tokens in training give {token_frequencies(study):.3f} nats/token",
         "rates and recipes were chosen on the split that is reported",
+        *[f"{PATIENT}: as MDLM, in a schedule four times as long; not in the chart"] * bool(study.runs(PATIENT)),
         *(
             f"BD3-LM {size}: trained with {low:.0%} to {high:.0%} of a block masked, the clipped noise of its paper"
             for size, (low, high) in CLIPPED.items()
@@ -113,7 +114,8 @@ def _terms(run: Run) -> str:
     rates = f"{optim.lr:g}" if optim.name == "adamw" else f"{optim.muon_lr:g}, AdamW for the rest at {optim.lr:g}"
     steps = f"{config.max_steps:,} steps of {config.batch_size} texts of {config.text_length} tokens"
     return (
-        f"all: {optim.name} at {rates}, chosen on ARMD among few (docs/log.md); {steps}, {config.precision}; the curve "
+        f"all but those with other tokens: {steps}; all: {optim.name} at {rates}, chosen on ARMD among few "
+        f"(docs/log.md) and varied in the section on rates, {config.precision}; the curve "
         f"is that of training's validation: {config.eval_texts} texts, the bound at one time a text"
     )
 

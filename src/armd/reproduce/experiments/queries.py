@@ -12,8 +12,8 @@ from armd.reproduce.measures import likelihood
 from armd.reproduce.study import Study
 
 KINDS = ("aggregate", "shift", "anchor", "anchor+aggregate", "kernel")
-REACHES = (4, 8)
-"""Of kernels besides the presets' own."""
+REACH, OTHERS = 2, (4, 8)
+"""Tokens to each side that `kernel` reads, and those that it is compared with."""
 
 
 def models(setting: Setting) -> dict[str, Model]:
@@ -21,13 +21,13 @@ def models(setting: Setting) -> dict[str, Model]:
     half = config.model.num_hidden_layers // 2
 
     def with_query(query: str, two_stream: int, **changes: Any) -> Model:
-        changes["num_two_stream_layers"] = two_stream
+        changes = {"num_two_stream_layers": two_stream, "kernel_width": REACH, **changes}
         return Model(replace(config, model=replace(config.model, query=query, **changes)))
 
     return {
         **{f"{query}, L2s = L/2": with_query(query, half) for query in KINDS},
         "kernel, L2s = 1": with_query("kernel", 1),
-        **{f"kernel of reach {width}, L2s = 1": with_query("kernel", 1, kernel_width=width) for width in REACHES},
+        **{f"kernel of reach {width}, L2s = 1": with_query("kernel", 1, kernel_width=width) for width in OTHERS},
         "AR": Model(for_architecture(config, "ar")),
         "AR + kernel": Model(for_architecture(with_query("kernel", 1).config, "ar+prefix")),
     }

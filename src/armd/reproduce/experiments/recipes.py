@@ -21,6 +21,10 @@ from armd.train import OptimConfig
 
 ADAMW, BUDGETS = "AdamW", (1.0, 0.7, 0.35)
 FACTORS = (0.25, 0.5, 2.0)
+CLOCK = (
+    "training, tokens/s: the median of its log; seconds: of training, its validation included; as many models as "
+    "--jobs says shared the machine"
+)
 PLAIN = OptimConfig(lr=4e-3, warmup_steps=50)
 
 
@@ -55,6 +59,7 @@ def report(study: Study) -> Section:
     names = [name for name in study.names if study.runs(name)]
     clock = ("training, tokens/s", tokens_per_second, ",.0f"), ("seconds", lambda run: run.seconds, ",.0f")
     table = likelihood(study, "Recipes", names, *clock)
+    table = replace(table, notes=(*table.notes, CLOCK))
     lines = {name: mean_curve(study, name, "left_to_right")[1:] for name in names}
     drawn = svg("Recipes: held-out loss, left to right", lines, ("million tokens", "nats/token"))
     figure = Figure("Recipes: held-out loss, left to right", drawn, "a line for each recipe, mean over the seeds")

@@ -126,7 +126,7 @@ def report(study: Study) -> Section:
         Table("Puzzles solved", ("puzzles", "clues", "branches", *ORDERS), rows, notes),
         Table("Work", ("order", "passes a puzzle", "ms a puzzle"), speed, (work,)),
         Table(
-            "Masked diffusion of 6M parameters (Kim et al., 2025): per cent solved",
+            "Published (Kim et al., 2025): per cent solved",
             ("model", "their puzzles", "their hard ones"),
             [[name, *cells] for name, cells in PUBLISHED.items()],
             ("other puzzles and other training than ours: no comparison, only where the field stands",),

@@ -6,11 +6,10 @@ import math
 from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from armd.evals import Judge, Writing, judge_texts, load_judge, own_judge, quality_protocol, write_and_judge
+from armd.evals import Judge, Writing, judge_name, judge_texts, load_judge, own_judge, quality_protocol, write_and_judge
 from armd.families import OrderSchedule
 from armd.presets import for_architecture
 from armd.reproduce.bases import armd, baselines, progressive, strided
@@ -109,9 +108,9 @@ def _judge_from_elsewhere(path: str) -> Judge:
 
 
 def _judge_id(study: Study) -> str | None:
-    """The name of an evaluator from elsewhere, the weights' hash of our own; None while that is not trained."""
+    """A hash of the evaluator's weights; None while our own is not trained."""
     if study.evaluator:
-        return study.evaluator
+        return _judge_from_elsewhere(study.evaluator).weights
     return next((run.weights for run in study.runs(JUDGE)), None)
 
 
@@ -175,7 +174,7 @@ def _about(study: Study) -> str:
     for judge in study.runs(JUDGE):
         size, seen = (f"{count / 1e6:.2f}M" for count in (study.measure(judge, parameters), judge.tokens))
         return f"{JUDGE}: plain AR, {size} parameters, trained on {seen} tokens of the same documents"
-    return f"{JUDGE}: {Path(study.evaluator).name or 'not trained yet'}"
+    return f"{JUDGE}: {judge_name(study.evaluator) if study.evaluator else 'not trained yet'}"
 
 
 def _best(names: list[str]) -> str:
