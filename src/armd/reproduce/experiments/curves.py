@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 
 from armd.data import TokenDataset
-from armd.presets import with_steps
 from armd.reproduce.bases import CLIPPED, armd, as_in_the_paper, baselines, no_strided, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
 from armd.reproduce.measures import (
@@ -26,21 +25,17 @@ from armd.reproduce.study import Run, Study
 TEXTS = 256
 OURS, PROGRESSIVE, PAPERS = "ARMD", "ARMD, no uniform orders", "ARMD, as in the paper"
 NAMES = (OURS, PROGRESSIVE, PAPERS, "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
-PATIENT = "MDLM, 4 times the tokens"
 TUNED, LONGER = "ARMD, strided", "ARMD, as many more steps"
 
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
     steps = config.max_steps // 8 if setting.scale != "paper" else 10_000
-    masked = baselines(config)["MDLM"].config
-    patient = replace(with_steps(masked, 4 * masked.max_steps), eval_every=4 * masked.eval_every)
     return {
         OURS: Model(config),
         PROGRESSIVE: Model(replace(config, orders=replace(config.orders, floors={}))),
         PAPERS: Model(as_in_the_paper(config)),
         **baselines(config),
-        **({PATIENT: Model(patient, seeds=1)} if setting.scale == "small" else {}),
         TUNED: Model(strided(config, steps), parent=OURS),
         LONGER: Model(no_strided(config, steps), parent=OURS),
     }
@@ -49,15 +44,15 @@ def models(setting: Setting) -> dict[str, Model]:
 def report(study: Study) -> Section:
     loss = {
         name: {run.seed: score(study, run, main_order(run), TEXTS)["nats_per_token"] for run in study.runs(name)}
-        for name in (*NAMES, PATIENT, TUNED, LONGER)
+        for name in (*NAMES, TUNED, LONGER)
     }
     any_order = {
         name: {run.seed: score(study, run, "uniform:4", TEXTS)["nats_per_token"] for run in study.runs(name)}
         for name in (OURS, PROGRESSIVE, PAPERS, TUNED, LONGER)
     }
-    any_order |= {name: loss[name] for name in ("MDLM", PATIENT)}
+    any_order["MDLM"] = loss["MDLM"]
     rows = []
-    for name in (*NAMES, PATIENT, TUNED, LONGER):
+    for name in (*NAMES, TUNED, LONGER):
         runs = study.runs(name)
         if not runs:
             continue
@@ -76,7 +71,6 @@ def report(study: Study) -> Section:
         *map(_terms, study.runs(OURS)[:1]),
         f"to compare with: the frequencies of single tokens in training give {token_frequencies(study):.3f} nats/token",
         "rates and recipes were chosen on the split that is reported",
-        *[f"{PATIENT}: as MDLM, in a schedule four times as long; not in the chart"] * bool(study.runs(PATIENT)),
         *(
             f"BD3-LM {size}: trained with {low:.0%} to {high:.0%} of a block masked, the clipped noise of its paper"
             for size, (low, high) in CLIPPED.items()
@@ -114,7 +108,7 @@ def _terms(run: Run) -> str:
     rates = f"{optim.lr:g}" if optim.name == "adamw" else f"{optim.muon_lr:g}, AdamW for the rest at {optim.lr:g}"
     steps = f"{config.max_steps:,} steps of {config.batch_size} texts of {config.text_length} tokens"
     return (
-        f"all but those with other tokens: {steps}; all: {optim.name} at {rates}, chosen on ARMD among few "
+        f"all but the fine-tuned: {steps}; all: {optim.name} at {rates}, chosen on ARMD among few "
         f"(docs/log.md) and varied in the section on rates, {config.precision}; the curve "
         f"is that of training's validation: {config.eval_texts} texts, the bound at one time a text"
     )
