@@ -4,6 +4,7 @@ from armd.reproduce.experiment import Experiment
 from armd.reproduce.experiments.curves import CURVES
 from armd.reproduce.experiments.exact import EXACT
 from armd.reproduce.experiments.orders import ORDERS
+from armd.reproduce.experiments.patience import PATIENCE
 from armd.reproduce.experiments.queries import QUERIES
 from armd.reproduce.experiments.rates import RATES
 from armd.reproduce.experiments.recipes import RECIPES
@@ -16,7 +17,7 @@ from armd.reproduce.experiments.two_stream import TWO_STREAM, TWO_STREAM_AGGREGA
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        CURVES, RATES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, TWO_STREAM, TWO_STREAM_AGGREGATE, TWO_STREAM_LONG,
-        ORDERS, RECIPES, SUDOKU,
+        CURVES, PATIENCE, RATES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, TWO_STREAM, TWO_STREAM_AGGREGATE,
+        TWO_STREAM_LONG, ORDERS, RECIPES, SUDOKU,
     )
 }  # fmt: skip

@@ -1,0 +1,70 @@
+"""A control of the comparison with masked diffusion, which learns late: does it catch up with more tokens?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from armd.presets import with_steps
+from armd.reproduce.bases import armd, baselines
+from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table
+from armd.reproduce.experiments.curves import token_frequencies
+from armd.reproduce.measures import called, held_out, mean_curve, perplexity_ratios, ratio_target, score, svg
+from armd.reproduce.page import spread
+from armd.reproduce.study import Study
+
+TIMES, TEXTS = 4, 256
+OURS, MASKED, PATIENT = "ARMD", "MDLM", f"MDLM, {TIMES} times the tokens"
+MEASURE = {OURS: "uniform:4", MASKED: "bound:8", PATIENT: "bound:8"}
+
+
+def models(setting: Setting) -> dict[str, Model]:
+    config = armd(setting)
+    masked = baselines(config)[MASKED].config
+    longer = replace(with_steps(masked, TIMES * masked.max_steps), eval_every=TIMES * masked.eval_every)
+    return {OURS: Model(config), MASKED: Model(masked), PATIENT: Model(longer, seeds=1)}
+
+
+def report(study: Study) -> Section:
+    nats = {
+        name: {run.seed: score(study, run, order, TEXTS)["nats_per_token"] for run in study.runs(name)}
+        for name, order in MEASURE.items()
+    }
+    rows = [
+        [
+            called(study, name),
+            f"{study.runs(name)[0].tokens / 1e6:.2f}M",
+            spread(list(by_seed.values())),
+            spread([math.exp(value) for value in by_seed.values()], ".1f"),
+        ]
+        for name, by_seed in nats.items()
+        if by_seed
+    ]
+    notes = [
+        f"{held_out(TEXTS)}; ARMD: mean over 4 uniform orders a text; MDLM: its bound, the same quantity, over "
+        "8 times a text",
+        *[f"the frequencies of single tokens in training give {token_frequencies(study):.3f} nats/token"] * bool(rows),
+    ]
+    table = Table("Random orders", ("model", "tokens", "nats/token", "perplexity"), rows, notes)
+    lines = {
+        f"{name}, random orders" if name == OURS else name: mean_curve(study, name, MEASURE[name].partition(":")[0])
+        for name in MEASURE
+        if study.runs(name)
+    }
+    title = "Held-out loss in random orders against tokens"
+    figure = Figure(title, svg(title, lines, ("million tokens", "nats/token")), "training's validation")
+    claim = f"{OURS}: perplexity in random orders at most that of MDLM with {TIMES} times the tokens (one seed)"
+    seeds = list(nats[PATIENT]) or study.seeds[:1]
+    return Section(
+        "", [table], [figure], [ratio_target(claim, perplexity_ratios(nats[OURS], nats[PATIENT]), seeds, 1.0)]
+    )
+
+
+PATIENCE = Experiment(
+    "patience",
+    "Masked diffusion with more tokens",
+    "Masked diffusion learns little in the tokens that the others are given. Does it with four times as many, in a "
+    "schedule as much longer?",
+    models,
+    report,
+)
