@@ -1,7 +1,14 @@
 """Auto-Regressive Masked Diffusion (arXiv 2601.16971): train, score and write text in any order."""
 
 from armd.adaptive import Adaptive, generate_adaptive
-from armd.baselines import Autoregressive, BlockDiffusion, MaskedDiffusion, PrefixAutoregressive, denoise
+from armd.baselines import (
+    Autoregressive,
+    BlockDiffusion,
+    MaskedDiffusion,
+    PrefixAutoregressive,
+    PrefixMaskedDiffusion,
+    denoise,
+)
 from armd.checkpoint import load, save
 from armd.decode import Generation, collect, generate, stream
 from armd.errors import UserError
@@ -30,6 +37,7 @@ __all__ = [
     "Order",
     "OrderSchedule",
     "PrefixAutoregressive",
+    "PrefixMaskedDiffusion",
     "Request",
     "UserError",
     "any_order_nll",

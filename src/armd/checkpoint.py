@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from armd.baselines import Autoregressive, BlockDiffusion, MaskedDiffusion, PrefixAutoregressive
+from armd.baselines import (
+    Autoregressive,
+    BlockDiffusion,
+    MaskedDiffusion,
+    PrefixAutoregressive,
+    PrefixMaskedDiffusion,
+)
 from armd.data import Tokenizer
 from armd.errors import UserError
 from armd.files import read_json, read_tensors, write_atomically, write_json, write_tensors
@@ -23,6 +29,7 @@ ARCHITECTURES: dict[str, type[Transformer]] = {
     "ar": Autoregressive,
     "ar+prefix": PrefixAutoregressive,
     "mdlm": MaskedDiffusion,
+    "mdlm+prefix": PrefixMaskedDiffusion,
     "bd3lm": BlockDiffusion,
 }
 

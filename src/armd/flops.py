@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
+from armd.baselines import PrefixMaskedDiffusion
 from armd.checkpoint import ARCHITECTURES
 from armd.model import Armd, ArmdConfig, Transformer
 
@@ -56,10 +57,12 @@ def training_flops(model: ArmdConfig, length: int, architecture: str = "armd") -
         whole square (dense masks) does up to twice the attention.
     """
     D, L, F = model.hidden_size, model.num_hidden_layers, model.intermediate_size or 4 * model.hidden_size
-    ours = issubclass(ARCHITECTURES[architecture], Armd)
+    kind = ARCHITECTURES[architecture]
+    ours, prefixed = issubclass(kind, Armd), issubclass(kind, Armd | PrefixMaskedDiffusion)
     copies = 2 if architecture == "bd3lm" else 1
     twice = model.num_two_stream_layers - 1 if ours else (copies - 1) * L  # layers that update X as well
-    keys = {"mdlm": 2 * length, "bd3lm": length + model.block_size}.get(architecture, length + 1)
+    squares = {"mdlm": 2 * length, "mdlm+prefix": 2 * length, "bd3lm": length + model.block_size}
+    keys = squares.get(architecture, length + 1)
     rows, keys_values, attention = 4 * D * D + 4 * D * F, copies * 4 * D * D, 2 * D * keys
     forward = {
         "rows of G": L * rows,
@@ -70,7 +73,7 @@ def training_flops(model: ArmdConfig, length: int, architecture: str = "armd") -
         "head": 2 * D * model.vocab_size,
     }
     parts = {name: Flops(cost, 2 * cost) for name, cost in forward.items()}
-    return {**parts, "G^0": _prefix(model, length) if ours else Flops(0, 0)}
+    return {**parts, "G^0": _prefix(model, length) if prefixed else Flops(0, 0)}
 
 
 def _prefix(model: ArmdConfig, length: int) -> Flops:

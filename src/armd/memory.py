@@ -7,13 +7,13 @@ row: 2 in bfloat16, 4 in float32. Per token:
     a row updated       (2 r + 4 a) D + 2 a F    rows into both norms; inputs of query and MLP, q, attended; MLP twice
     its keys, values    3 a D                    keys before and after rotation, values
     the last X          (r + a) D                its norm, and the input of its keys and values, are all of it
-    G^0                 2 r D + by kind          table of embeddings, G^0 in text order
+    G^0                 by kind                  as a rule the table of embeddings, r D
     last norm           (r + a) D                and the gradient of its rows, which the loss takes at once
     rotations           6 D / H a stream
 
-Baselines have no last X, and no G^0 but `ar+prefix`, which is a model of orders held to one. Masked and block diffusion
-turn all texts by the same rotations, which count for nothing. Block diffusion takes two rows of a token through the
-layers, and keeps both at the last norm.
+Baselines have no last X, and no G^0 but `mdlm+prefix` and `ar+prefix`, which is a model of orders held to one. Masked
+and block diffusion turn all texts by the same rotations, which count for nothing. Block diffusion takes two rows of a
+token through the layers, and keeps both at the last norm.
 
 Left out: statistics of norms, masks of dropout (on a CPU the weights of attention too, if there is dropout), dense
 masks of blocks, gradients of activations, which live for a layer, the allocator's gaps and the CUDA context.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from armd.baselines import Denoiser
+from armd.baselines import Denoiser, PrefixMaskedDiffusion
 from armd.checkpoint import ARCHITECTURES
 from armd.flops import shapes_only
 from armd.model import Armd, ArmdConfig
@@ -119,17 +119,18 @@ def activation_bytes(config: TrainConfig, recompute: bool = False) -> float:
     layers = (L + twice) * update + L * keys_values + ((r + a) * D if ours else 0)
     if recompute:  # the rows that enter a layer, and all of the largest one
         layers = (L + twice) * r * D + (2 if twice else 1) * update + keys_values
-    first = 2 * r * D + _prefix(c, config.text_length, a) if ours else 0
+    first = _prefix(c, config.text_length, a) if ours or issubclass(kind, PrefixMaskedDiffusion) else 0
     rotations = 0 if issubclass(kind, Denoiser) else (2 if ours else 1) * 6 * D / c.num_attention_heads
     return copies * layers + first + (copies * r + a) * D + rotations
 
 
 def _prefix(c: ArmdConfig, length: int, a: int) -> float:
-    row = FLOAT * c.hidden_size
+    row, narrow = FLOAT * c.hidden_size, a * c.hidden_size
     aggregate = row + a * (length + 1)  # its sum before the norm, and its line of (P P^T) * M
     kinds = {
-        "aggregate": aggregate,
-        "kernel": row + FLOAT * (2 * c.kernel_width + 1),  # its sum before the norm, and which neighbours are known
-        "anchor+aggregate": aggregate + row,
+        "aggregate": narrow + aggregate,  # the table as autocast casts it
+        "anchor+aggregate": row + (narrow if narrow < row else 0) + aggregate + row,
+        "kernel": row + row + FLOAT * (2 * c.kernel_width + 1),  # its sum before the norm, which neighbours are known
+        "position": 0,  # which reads no table
     }
-    return kinds.get(c.query, 0)
+    return kinds.get(c.query, row)

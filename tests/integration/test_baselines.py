@@ -27,7 +27,7 @@ from armd.train import OptimConfig, TrainConfig, train
 from armd.train.log import read_metrics
 from conftest import make_model
 
-BASELINES = ("ar", "ar+prefix", "mdlm", "bd3lm")
+BASELINES = ("ar", "ar+prefix", "mdlm", "mdlm+prefix", "bd3lm")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def small(architecture: str, steps: int = 40, **changes: object) -> TrainConfig:
 def test_the_loss_falls_and_a_stopped_run_goes_on(architecture: str, data: Path, tmp_path: Path) -> None:
     config = small(architecture)
     result = train(config, data, tmp_path / "run", quiet=True)
-    order = "bound" if architecture in ("mdlm", "bd3lm") else "left_to_right"
+    order = "bound" if issubclass(ARCHITECTURES[architecture], Denoiser) else "left_to_right"
     valid = [record["valid"][order] for record in read_metrics(tmp_path / "run") if "valid" in record]
     assert valid[1] < valid[0] < 5.0 < torch.tensor(257).log() and result.valid == {order: valid[1]}
     assert type(result.model) is ARCHITECTURES[architecture] is type(armd.load(tmp_path / "run")[0])
@@ -90,7 +90,7 @@ def test_block_diffusion_learns_what_is_there_to_learn() -> None:
     assert math.log(11) / 12 - 0.02 < found < math.log(11) / 12 + 0.05
 
 
-@pytest.mark.parametrize("architecture", ["mdlm", "bd3lm"])
+@pytest.mark.parametrize("architecture", ["mdlm", "mdlm+prefix", "bd3lm"])
 def test_noise_does_not_depend_on_micro_batches(architecture: str) -> None:
     """The draw is that of the whole batch, each forward pass takes its rows."""
     config, tokens = small(architecture), torch.randint(257, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -143,7 +143,7 @@ def test_operations_are_those_pytorch_counts(architecture: str) -> None:
     draw = Noise.draw(2, N) if issubclass(ARCHITECTURES[architecture], Denoiser) else Order.left_to_right(2, N)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         training_loss(model, tokens, draw).backward()
-    seen = {"mdlm": 2 * N, "bd3lm": N + 4}.get(architecture, N + 1)
+    seen = {"mdlm": 2 * N, "mdlm+prefix": 2 * N, "bd3lm": N + 4}.get(architecture, N + 1)
     whole = 4 * N if architecture == "bd3lm" else 2 * N
     parts = training_flops(model.config, N, architecture)
     counted = sum(p.total * (whole / seen if name.startswith("attention") else 1) for name, p in parts.items())

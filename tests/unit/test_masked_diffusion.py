@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from armd import MaskedDiffusion, Order, UserError, any_order_nll, denoise, generate, nll
-from armd.baselines import bound, estimate_bound
+from armd.baselines import PrefixMaskedDiffusion, bound, estimate_bound
 from armd.baselines.sampler import turns
 from armd.noise import Noise
 from armd.objective import mdm_loss
 from armd.orders import generator
 from armd.sampling import coin
-from conftest import ORDERS, chi_square, make_config, make_model
+from conftest import ORDERS, QUERIES, chi_square, make_config, make_model
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 12, None])
@@ -65,9 +65,10 @@ def test_samples_follow_the_enumerated_law(seed: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", [MaskedDiffusion, PrefixMaskedDiffusion])
 @pytest.mark.parametrize("order", ["left_to_right", "uniform", "strided", "one_block"])
-def test_scores_see_earlier_blocks_only(order: str) -> None:
-    model, g = make_model(MaskedDiffusion), torch.Generator().manual_seed(0)
+def test_scores_see_earlier_blocks_only(order: str, kind: type[MaskedDiffusion]) -> None:
+    model, g = make_model(kind), torch.Generator().manual_seed(0)
     order = ORDERS[order](2, 8, g)
     tokens = torch.randint(11, (2, 8), generator=g)
     for block in range(int(order.blocks.max()) + 1):
@@ -75,6 +76,23 @@ def test_scores_see_earlier_blocks_only(order: str) -> None:
         changed = torch.where(later, (tokens + 1) % 11, tokens)
         own = order.text_blocks == block
         assert torch.equal(model(tokens, order)[own], model(changed, order)[own])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("query", QUERIES)
+def test_the_prefix_layer_sees_the_known_tokens_around_a_mask(query: str) -> None:
+    """As an ARMD target whose evidence they all are; a known token's row is its embedding alone."""
+    model = make_model(PrefixMaskedDiffusion, query=query, kernel_width=2)
+    tokens, masked = torch.arange(8)[None] % 11, torch.tensor([[0, 1, 1, 0, 0, 1, 0, 1]]).bool()
+    rows, plain = model._rows(tokens, masked, torch.arange(8)[None]), model.embed(tokens)
+    assert torch.equal(rows[~masked], plain[~masked])
+    known = torch.where(masked[..., None], 0.0, plain)
+    table = torch.nn.functional.pad(known, (0, 0, 1, 0))
+    slots = masked.nonzero()[:, 1][None] + 1
+    ranks = torch.cat((torch.zeros(1, 1), masked + 1.0), dim=1).long()
+    hints = model.prefix.at(table, ranks, slots, torch.full_like(slots, 2))
+    torch.testing.assert_close(rows[masked], model.mask + hints[0], rtol=0, atol=1e-6)
+    assert (query == "shift") == torch.equal(hints[0, 0], hints[0, 1])  # the rightmost known token, for all masks
 
 
 @torch.no_grad()

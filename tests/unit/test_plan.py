@@ -31,7 +31,7 @@ from conftest import QUERIES
 
 SHAPES = [("armd", query, layers, two) for query in QUERIES for layers, two in ((1, 1), (3, 1), (3, 2), (3, 3))]
 SHAPES += [("ar", "kernel", 3, 2), ("ar+prefix", "kernel", 3, 1), ("ar+prefix", "anchor", 3, 2)]
-SHAPES += [(noised, "kernel", layers, 1) for noised in ("mdlm", "bd3lm") for layers in (1, 3)]
+SHAPES += [(noised, "kernel", layers, 1) for noised in ("mdlm", "mdlm+prefix", "bd3lm") for layers in (1, 3)]
 BATCH = 2
 
 
@@ -66,7 +66,7 @@ def test_operations_are_those_pytorch_counts(architecture: str, query: str, laye
     def counted(part: str) -> float:
         if part.startswith("attention"):
             half = 2 * N / (N + 1)  # the square, where half of it is needed
-            return {"mdlm": 1, "bd3lm": 4 * N / (N + config.block_size)}.get(architecture, half)
+            return {"mdlm": 1, "mdlm+prefix": 1, "bd3lm": 4 * N / (N + config.block_size)}.get(architecture, half)
         return 0 if part == "G^0" and query == "kernel" else 1  # the kernel multiplies row by row, not by matrices
 
     parts = training_flops(config, N, architecture).items()
@@ -93,7 +93,9 @@ def test_parameters_are_all_there(name: str, architecture: str) -> None:
         model = ARCHITECTURES[architecture](replace(config, tie_word_embeddings=tied))
         parts = parameters_by_part(model.config, architecture)
         assert sum(parts.values()) == model.num_parameters()
-        assert ("head" in parts) == (not tied) and ("G^0" in parts) == (architecture in ("armd", "ar+prefix"))
+        assert ("head" in parts) == (not tied) and ("G^0" in parts) == (
+            architecture in ("armd", "ar+prefix", "mdlm+prefix")
+        )
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -4,7 +4,7 @@ from armd.baselines.autoregressive import Autoregressive, PrefixAutoregressive
 from armd.baselines.block_diffusion import BlockDiffusion
 from armd.baselines.denoiser import Bound, Denoiser, bound, estimate_bound
 from armd.baselines.losses import Draw, nats, training_loss
-from armd.baselines.masked_diffusion import MaskedDiffusion
+from armd.baselines.masked_diffusion import MaskedDiffusion, PrefixMaskedDiffusion
 from armd.baselines.sampler import SCHEDULES, denoise, denoising
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Draw",
     "MaskedDiffusion",
     "PrefixAutoregressive",
+    "PrefixMaskedDiffusion",
     "bound",
     "denoise",
     "denoising",

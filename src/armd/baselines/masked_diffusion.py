@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from armd.layers import self_attend
 from armd.masks import EVERYTHING
 from armd.model import ArmdConfig
 from armd.orders import Order
+from armd.prefix import PREFIXES
 
 
 class MaskedDiffusion(Denoiser):
@@ -38,3 +40,24 @@ class MaskedDiffusion(Denoiser):
 
     def reader(self, batch: int, length: int) -> Reader:
         return lambda tokens, start, end: self.predict(tokens, tokens < 0)
+
+
+class PrefixMaskedDiffusion(MaskedDiffusion):
+    """With ARMD's prefix layer (`query`) at its masks: what that layer gives a network without an order.
+
+    A mask is what the layer calls a target, and sees all known tokens.
+    """
+
+    def __init__(self, config: ArmdConfig) -> None:
+        super().__init__(config)
+        slots = config.max_position_embeddings + 1  # slot 0, where BOS would be, holds zeros
+        self.prefix = PREFIXES[config.query](config.hidden_size, slots, config.kernel_width)
+
+    def compile_layers(self) -> None:
+        super().compile_layers()
+        self.prefix.compile()
+
+    def _rows(self, tokens: Tensor, masked: Tensor, slots: Tensor) -> Tensor:
+        rows = super()._rows(tokens, masked, slots)
+        around = self.prefix(F.pad(rows, (0, 0, 1, 0)), F.pad(masked.long() + 1, (1, 0)))
+        return torch.where(masked[..., None], rows + around, rows)

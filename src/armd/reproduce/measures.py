@@ -8,6 +8,7 @@ from dataclasses import asdict
 from statistics import fmean, median
 from typing import Any
 
+from armd.baselines import Denoiser
 from armd.chart import Series, drawing, finite_points, look, picture
 from armd.checkpoint import ARCHITECTURES
 from armd.decode import generate
@@ -34,7 +35,7 @@ def score(study: Study, run: Run, order: str, texts: int = 512) -> dict[str, Any
 
 def main_order(run: Run) -> str:
     """What a model is compared by: left to right, or its bound."""
-    return "bound:8" if run.config.architecture in ("mdlm", "bd3lm") else "left_to_right"
+    return "bound:8" if issubclass(ARCHITECTURES[run.config.architecture], Denoiser) else "left_to_right"
 
 
 def meter(study: Study, run: Run, *, streams: int, texts: int = 64) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimiser."""
     architecture: str = "armd"
-    """armd; or a baseline on the same layers: ar, ar+prefix, mdlm or bd3lm."""
+    """armd; or a baseline on the same layers: ar, ar+prefix, mdlm, mdlm+prefix or bd3lm."""
     weighting: str = "likelihood"
     """Re-weighting of Eq. (2): likelihood (none), per_block, late, or file.py:function, a function (order) -> gamma."""
     init: str = ""
