@@ -299,6 +299,11 @@ def test_the_page_holds_what_was_found(data: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in text + json.dumps(record)  # no path of this machine
     assert publish(tmp_path / "another", "small", page, [toy]) == ["toy"]  # made elsewhere: it stays as it is
     assert page.read_text() == text and (tmp_path / "results" / "toy-1.svg").read_text() == "<svg/>"
+    newer = replace(toy, models=lambda setting: {"base": Model(replace(little(), batch_size=3))})
+    publish(tmp_path / "another", "small", page, [newer])
+    assert (
+        "earlier recipe" not in text and page.read_text().count("earlier recipe") == 3
+    )  # the section, and two targets
     with pytest.raises(UserError, match="holds results of scale small; give those of paper another page"):
         publish(tmp_path / "another", "paper", page, [toy])
     (tmp_path / "results" / "toy-1.svg").unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ between the least and the greatest, which for two seeds is no standard error; pe
 documents that no model was trained on. A target is met if it is met with every seed, missed if with none, else open.
 """
 
+OUTDATED = "*Made with an earlier recipe: the configs of its models have changed since.*"
+
 
 def spread(values: Sequence[float | None], form: str = ".4f") -> str:
     """Mean and half the range of some values, a dash for none."""
@@ -33,25 +35,28 @@ def spread(values: Sequence[float | None], form: str = ".4f") -> str:
     return mean if len(known) == 1 else f"{mean} ± {format((max(known) - min(known)) / 2, form)}"
 
 
-def write_page(path: Path, sections: Mapping[str, Mapping[str, Any]], ahead: Table | None = None) -> None:
+def write_page(
+    path: Path, sections: Mapping[str, Mapping[str, Any]], old: Collection[str] = (), ahead: Table | None = None
+) -> None:
     """Write the page, and beside it a folder of its name with a JSON record and the charts of every section.
 
     Args:
         path: a .md file.
         sections: name of the experiment -> its record, in the order of the page.
+        old: names of those made with an earlier recipe.
         ahead: what could not be run here, for the end of the page.
     """
     folder = path.with_suffix("")
-    parts = [HEAD, _targets(sections)]
+    parts = [HEAD, _targets(sections, old)]
     for name, record in sections.items():
         section = record["section"]
-        for old in folder.glob(f"{name}-*.svg"):
-            old.unlink()
+        for former in folder.glob(f"{name}-*.svg"):
+            former.unlink()
         for i, figure in enumerate(section["figures"]):
             write_text(folder / f"{name}-{i + 1}.svg", figure["svg"])
         kept = [{key: figure[key] for key in ("title", "tells")} for figure in section["figures"]]
         write_json(folder / f"{name}.json", {**record, "section": {**section, "figures": kept}})
-        parts.append(_section(name, record, folder.name))
+        parts.append(_section(name, record, folder.name, name in old))
     if ahead:
         parts += [f"## {ahead.title}\n", _table(ahead.columns, ahead.rows), *_notes(ahead.notes)]
     write_text(path, "\n".join(parts))
@@ -71,18 +76,20 @@ def read_record(path: Path, name: str) -> dict[str, Any] | None:
     return record
 
 
-def _targets(sections: Mapping[str, Mapping[str, Any]]) -> str:
+def _targets(sections: Mapping[str, Mapping[str, Any]], old: Collection[str]) -> str:
     rows = [
-        [record["title"], t["claim"], t["found"], MET[t["met"]]]
-        for record in sections.values()
+        [record["title"] + " (an earlier recipe)" * (name in old), t["claim"], t["found"], MET[t["met"]]]
+        for name, record in sections.items()
         for t in record["section"]["targets"]
     ]
     return _table(("experiment", "target", "found", ""), rows) if rows else ""
 
 
-def _section(name: str, record: Mapping[str, Any], folder: str) -> str:
+def _section(name: str, record: Mapping[str, Any], folder: str, old: bool) -> str:
     section = record["section"]
     out = [f"## {_plain(record['title'])}\n", f"{_plain(record['question'])}\n"]
+    if old:
+        out.append(f"{OUTDATED}\n")
     if section["text"]:
         out.append(f"{section['text']}\n")
     for i, figure in enumerate(section["figures"]):

@@ -23,7 +23,7 @@ from armd.quantities import count
 from armd.reproduce.experiment import Experiment, Section, Setting, Table
 from armd.reproduce.farm import distinct
 from armd.reproduce.page import read_record, write_page
-from armd.reproduce.study import Run, Study
+from armd.reproduce.study import Run, Study, planned
 from armd.train.loop import pick_device
 
 
@@ -57,7 +57,12 @@ def report(study: Study, command: str) -> Section:
         "trained_at": sorted({commit for origin in trained for commit in origin["commits"]}),
         "measured_at": sorted({str(origin["commit"]) for origin in study.used}),
         "machines": sorted({in_words(origin["machine"]) for origin in (*trained, *study.used)}),
-        "data": {"tokenizer": manifest.tokenizer, "vocab_size": manifest.vocab_size, "digest": manifest.digest},
+        "data": {
+            "tokenizer": manifest.tokenizer,
+            "vocab_size": manifest.vocab_size,
+            "eos_id": manifest.eos_id,
+            "digest": manifest.digest,
+        },
         "scale": study.scale,
         "seeds": sorted({run.seed for run in runs}),
         "hours": sum(run.seconds for run in runs) / 3600,
@@ -86,7 +91,7 @@ def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]
     """
     if page.suffix != ".md":
         raise UserError(f"page={page} must end in .md")
-    records: dict[str, Mapping[str, Any]] = {}
+    records, old = dict[str, Mapping[str, Any]](), list[str]()
     for experiment in experiments:
         path = out / "sections" / scale / f"{experiment.name}.json"
         found = read_json(path) if path.exists() else read_record(page, experiment.name)
@@ -94,8 +99,22 @@ def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]
             if found["scale"] != scale:
                 raise UserError(f"{page} holds results of scale {found['scale']}; give those of {scale} another page")
             records[experiment.name] = found
-    write_page(page, records, paper_plan(experiments) if scale == "small" else None)
+            if outdated(found, experiment):
+                old.append(experiment.name)
+    write_page(page, records, old, paper_plan(experiments) if scale == "small" else None)
     return list(records)
+
+
+def outdated(record: Mapping[str, Any], experiment: Experiment) -> bool:
+    """Whether the recipe has changed since: some models of the record are none that the experiment would train now."""
+    data, size = record["data"], record["data"]["vocab_size"]
+    ends = [data["eos_id"]] if "eos_id" in data else [size - 1, None]  # older records do not say
+    made = {model["key"] for model in record["models"]}
+    for end in ends:
+        setting = Setting(record["scale"], size, end)
+        if made <= {run.key for run in planned(experiment, setting, data["digest"], record["seeds"], Path())}:
+            return False
+    return True
 
 
 PAPER = ("table1", "table2", "table3")

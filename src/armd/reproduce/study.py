@@ -133,39 +133,13 @@ class Study:
 
     @cached_property
     def all_runs(self) -> list[Run]:
-        """Every run of the experiment, seed by seed, parents before those that start from them."""
-        digest, models = Manifest.load(self.data).digest, self.experiment.models(self.setting)
-        runs: list[Run] = []
-        for place, seed in enumerate(self.seeds):
-            made: dict[str, Run] = {}
-            waiting = {name: model for name, model in models.items() if not 0 < model.seeds <= place}
-            while waiting:
-                ready = [name for name, model in waiting.items() if not model.parent or model.parent in made]
-                if not ready:
-                    raise UserError(f"{self.experiment.name}: {', '.join(waiting)} have no parent with seed {seed}")
-                for name in ready:
-                    model = waiting.pop(name)
-                    parent = made.get(model.parent)
-                    made[name] = self._run(name, replace(model.config, seed=seed), digest, parent)
-            runs += made.values()
-        return runs
+        """Every run of the experiment, see `planned`."""
+        return planned(self.experiment, self.setting, Manifest.load(self.data).digest, self.seeds, self.out)
 
     def runs(self, name: str) -> list[Run]:
         """The finished runs of a model, by seed."""
         found = [run for run in self.all_runs if run.name == name and run.finished]
         return [run for run in found if run.seed == self.only] or found
-
-    def _run(self, name: str, config: TrainConfig, digest: str, parent: Run | None) -> Run:
-        values = {key: value for key, value in _changed(config).items() if key not in (*EXECUTION, "init")}
-        key = _hash([values, digest, parent.key if parent else None])
-        if config.precision == "auto":
-            raise UserError(f"{self.experiment.name}: {name} leaves precision to the machine; name bf16 or fp32")
-        if config.init:
-            raise UserError(f"{self.experiment.name}: {name} sets init; name a parent instead")
-        before = parent.tokens if parent else 0
-        if parent:
-            config = replace(config, init=str(parent.folder.resolve()))
-        return Run(name, config.seed, config, key, self.out / "runs" / key, before)
 
     def dataset(self, run: Run, texts: int) -> Spread:
         """Held-out texts of a run's length, `texts` of them, from all of the split."""
@@ -195,6 +169,35 @@ class Study:
     def values(self, name: str, function: Callable[..., Any], **options: Any) -> list[Any]:
         """`measure` of every finished run of a model."""
         return [self.measure(run, function, **options) for run in self.runs(name)]
+
+
+def planned(experiment: Experiment, setting: Setting, digest: str, seeds: Sequence[int], out: Path) -> list[Run]:
+    """Every run of an experiment, seed by seed, parents before those that start from them; `digest`: of the data."""
+    runs, models = list[Run](), experiment.models(setting)
+    for place, seed in enumerate(seeds):
+        made: dict[str, Run] = {}
+        waiting = {name: model for name, model in models.items() if not 0 < model.seeds <= place}
+        while waiting:
+            ready = [name for name, model in waiting.items() if not model.parent or model.parent in made]
+            if not ready:
+                raise UserError(f"{experiment.name}: {', '.join(waiting)} have no parent with seed {seed}")
+            for name in ready:
+                model = waiting.pop(name)
+                if model.config.precision == "auto":
+                    raise UserError(f"{experiment.name}: {name} leaves precision to the machine; name bf16 or fp32")
+                if model.config.init:
+                    raise UserError(f"{experiment.name}: {name} sets init; name a parent instead")
+                made[name] = _run(name, replace(model.config, seed=seed), digest, made.get(model.parent), out)
+        runs += made.values()
+    return runs
+
+
+def _run(name: str, config: TrainConfig, digest: str, parent: Run | None, out: Path) -> Run:
+    values = {key: value for key, value in _changed(config).items() if key not in (*EXECUTION, "init")}
+    key = _hash([values, digest, parent.key if parent else None])
+    if parent:
+        config = replace(config, init=str(parent.folder.resolve()))
+    return Run(name, config.seed, config, key, out / "runs" / key, parent.tokens if parent else 0)
 
 
 def fingerprint(function: Callable[..., Any]) -> str:
