@@ -31,6 +31,7 @@ from conftest import QUERIES
 
 SHAPES = [("armd", query, layers, two) for query in QUERIES for layers, two in ((1, 1), (3, 1), (3, 2), (3, 3))]
 SHAPES += [("ar", "kernel", 3, 2), ("ar+prefix", "kernel", 3, 1), ("ar+prefix", "anchor", 3, 2)]
+SHAPES += [("mdlm+prefix", "aggregate", 3, 1)]
 SHAPES += [(noised, "kernel", layers, 1) for noised in ("mdlm", "mdlm+prefix", "bd3lm") for layers in (1, 3)]
 BATCH = 2
 

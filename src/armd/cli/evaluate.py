@@ -35,8 +35,8 @@ class Evaluate:
     """Folder made by armd prepare."""
     orders: str | None = None
     """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
-    own file.py:function; of mdlm and bd3lm also bound:K (K times a text). Default: left_to_right,uniform:8,strided:4;
-    of ar and ar+prefix left_to_right, of mdlm and bd3lm bound:8."""
+    own file.py:function; of masked and block diffusion also bound:K (K times a text). Default:
+    left_to_right,uniform:8,strided:4; of ar and ar+prefix left_to_right, of masked and block diffusion bound:8."""
     texts: int = 256
     """Held-out texts to score, at most."""
     length: int | None = None

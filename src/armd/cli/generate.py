@@ -47,9 +47,9 @@ class Generate:
     length: int | None = None
     """New tokens after the prompt; default: as many as fit, rounded down to a multiple of streams."""
     steps: int | None = None
-    """Of mdlm and bd3lm: steps a text, or a block, is written in; default: a token a step."""
+    """Of masked and block diffusion: steps a text, or a block, is written in; default: a token a step."""
     schedule: Literal["even", "ancestral"] = "even"
-    """Of mdlm and bd3lm: even: as many tokens in every step; ancestral: each token's step is drawn on its own."""
+    """Of masked and block diffusion: as many tokens in every step (even), or each token's step drawn on its own."""
     streams: int | Literal["auto"] = 1
     """Number of equal streams the new tokens are cut into; auto: the fastest within --budget on the texts of --data."""
     data: Path | None = None

@@ -23,7 +23,8 @@ class Prepare:
     input: tuple[str, ...] = ()
     """Files, folders or globs: text, .jsonl, .parquet, .tar, also .gz or .xz."""
     dataset: str | None = None
-    """A data set by name instead of input: openwebtext, lm1b, wikitext (= 103), wikitext2, ptb, lambada, text8."""
+    """A data set by name instead of input: openwebtext, lm1b, wikitext (= 103), wikitext2, ptb, lambada,
+    ag_news, pubmed, arxiv, text8."""
     split: str = "train"
     """Split of the named data set."""
     data_dir: Path | None = None

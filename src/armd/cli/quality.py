@@ -45,9 +45,9 @@ class EvaluateGeneration:
     mode: Literal["exact", "sequential", "parallel"] = "exact"
     """parallel: one token of every stream a pass; sequential and exact: the law of one token at a time."""
     steps: int | None = None
-    """Of mdlm and bd3lm: steps a text, or a block, is written in; default: a token a step."""
+    """Of masked and block diffusion: steps a text, or a block, is written in; default: a token a step."""
     schedule: Literal["even", "ancestral"] = "even"
-    """Of mdlm and bd3lm: even: as many tokens in every step; ancestral: each token's step is drawn on its own."""
+    """Of masked and block diffusion: as many tokens in every step (even), or each token's step drawn on its own."""
     top_k: int = 0
     """Sample from the k most likely tokens; 0 is off."""
     top_p: float = 1.0

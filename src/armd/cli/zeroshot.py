@@ -48,7 +48,7 @@ class EvaluateZeroShot:
     """train, valid or test; default: the published one of each set."""
     orders: str | None = None
     """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
-    own file.py:function; of mdlm and bd3lm also bound:K (K times a text). Default: left_to_right; of mdlm and bd3lm
+    own file.py:function; of masked and block diffusion also bound:K (K times a text). Default: left_to_right; of these
     bound:8, but in protocol mdlm-ar, whose first token is given, left_to_right as well."""
     texts: int | None = None
     """Chunks to score, at most; default: all."""

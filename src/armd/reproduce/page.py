@@ -23,7 +23,7 @@ between the least and the greatest, which for two seeds is no standard error; pe
 documents that no model was trained on. A target is met if it is met with every seed, missed if with none, else open.
 """
 
-OUTDATED = "*Made with an earlier recipe: the configs of its models have changed since.*"
+OUTDATED = "*Made with an earlier recipe: today some of its models would not be trained, or not so.*"
 
 
 def spread(values: Sequence[float | None], form: str = ".4f") -> str:

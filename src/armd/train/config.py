@@ -110,7 +110,7 @@ class TrainConfig:
     init: str = ""
     """Run or model folder whose weights the run starts from: fine-tuning. Empty: random ones."""
     noise: tuple[float, float] = (1e-3, 1.0)
-    """Least and greatest share of masked tokens that mdlm and bd3lm train on; 0.3 0.8 is a clipped schedule."""
+    """Of masked and block diffusion: least and greatest share of masked tokens; 0.3 0.8 is a clipped schedule."""
     length: int = 0
     """Tokens in a training text; 0 means max_position_embeddings."""
     batch_size: int = 16
@@ -136,7 +136,7 @@ class TrainConfig:
     eval_texts: int = 64
     """Held-out texts in a validation."""
     eval_orders: tuple[str, ...] = ("left_to_right", "uniform")
-    """Order families validated, your own file.py:function among them; of mdlm and bd3lm the bound."""
+    """Order families validated, your own file.py:function among them; of masked and block diffusion the bound."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     save_every: int = 250

@@ -9,6 +9,8 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from armd.baselines import Denoiser
+from armd.checkpoint import ARCHITECTURES
 from armd.evals import Judge, Writing, judge_name, judge_texts, load_judge, own_judge, quality_protocol, write_and_judge
 from armd.families import OrderSchedule
 from armd.presets import for_architecture
@@ -75,7 +77,7 @@ def samples(study: Study, name: str) -> int:
 def texts(study: Study, run: Run, *, each: int, temperature: float, samples: int, judge: str) -> dict[str, Any]:
     """Texts of one temperature at `each` tokens a step; `judge` says which evaluator the study has, see `_judge_id`."""
     length, rows = run.config.text_length, min(samples, ROWS)
-    if run.config.architecture in ("mdlm", "bd3lm"):
+    if issubclass(ARCHITECTURES[run.config.architecture], Denoiser):
         block = run.config.model.block_size if run.config.architecture == "bd3lm" else length
         writing = Writing(length, steps=max(block // each, 1), samples=samples, rows=rows)
     else:
