@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from armd import Armd, ArmdConfig, Autoregressive, Order
 from armd.prefix import PREFIXES
 
 torch.set_num_threads(1)  # models here are tiny: a second thread only waits
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it to what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("default", max_examples=150, deadline=None, derandomize=True, database=None)
 settings.register_profile("long", max_examples=4000, deadline=None, database=None)  # make test-long
 settings.load_profile("default")

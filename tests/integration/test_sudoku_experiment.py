@@ -36,7 +36,8 @@ def test_the_experiment_measures_what_its_tables_say(tmp_path: Path, monkeypatch
         train(run.config, study.data, run.folder, quiet=True)
         write_json(run.folder / DONE, {})
     section = sudoku.report(study)
-    solved, work = section.tables
+    solved, work, published = section.tables
+    assert len({len(row) for row in (published.columns, *published.rows)}) == 1
     assert [row[0] for row in solved.rows] == [*GRADES, "file file.csv"]
     assert all(row[3:] == ["0.0 ± 0.0"] * len(ORDERS) for row in solved.rows[:3])
     blanks = 81 - float(solved.rows[0][1])
