@@ -40,7 +40,7 @@ from armd.reproduce import (
     report,
     train_all,
 )
-from armd.reproduce.experiments import curves, recipes, table2, two_stream
+from armd.reproduce.experiments import curves, rates, recipes, table2, two_stream
 from armd.reproduce.measures import perplexity_ratios, ratio_target
 from armd.reproduce.page import merged
 from armd.reproduce.run import paper_plan
@@ -362,6 +362,12 @@ def test_muon_is_compared_with_the_best_adamw_of_each_seed(monkeypatch: pytest.M
     assert recipes._ratios(study, "Muon") == pytest.approx({0: 1.0, 1: math.exp(-1)})
     nats["AdamW, WSD"].pop(1)
     assert recipes._ratios(study, "Muon").keys() == {0}
+
+
+def test_the_best_rate_is_told_once_all_are_there() -> None:
+    assert rates._best([5.0, 4.0, 4.5, 4.6]) == f"x 0.5: {math.exp(-0.5):.3f}"
+    assert rates._best([5.0, 4.6, 4.5, 4.6]) == "x 1: 1.000"
+    assert rates._best([5.0, 4.6, 4.5]) == ""
 
 
 def test_notes_that_differ_in_one_clause_are_one() -> None:
