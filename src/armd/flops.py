@@ -61,8 +61,8 @@ def training_flops(model: ArmdConfig, length: int, architecture: str = "armd") -
     ours, prefixed = issubclass(kind, Armd), issubclass(kind, Armd | PrefixMaskedDiffusion)
     copies = 2 if architecture == "bd3lm" else 1
     twice = model.num_two_stream_layers - 1 if ours else (copies - 1) * L  # layers that update X as well
-    squares = {"mdlm": 2 * length, "mdlm+prefix": 2 * length, "bd3lm": length + model.block_size}
-    keys = squares.get(architecture, length + 1)
+    seen = {"mdlm": 2 * length, "mdlm+prefix": 2 * length, "bd3lm": length + model.block_size}
+    keys = seen.get(architecture, length + 1)
     rows, keys_values, attention = 4 * D * D + 4 * D * F, copies * 4 * D * D, 2 * D * keys
     forward = {
         "rows of G": L * rows,

@@ -132,7 +132,8 @@ def _probed(judge: Judge) -> Judge:
     if len(ids) < judge.first + 2:
         raise UserError(f"evaluator {judge.name} reads {len(ids)} tokens in {PROBE!r}: its tokenizer is not there")
     try:
-        nats = judge.score(torch.tensor([ids, [*ids[:-1], ids[0]]]))[:, :-1]
+        other = next(token for token in (*ids, 0, 1) if token != ids[-1])
+        nats = judge.score(torch.tensor([ids, [*ids[:-1], other]]))[:, :-1]
     except IndexError:
         raise UserError(f"evaluator {judge.name} has no embedding of some tokens of its tokenizer") from None
     if not (nats[0] - nats[1]).abs().max() < SAME:
