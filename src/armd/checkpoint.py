@@ -22,6 +22,7 @@ from armd.files import read_json, read_tensors, write_atomically, write_json, wr
 from armd.model import Armd, ArmdConfig, Transformer
 
 FORMAT = 1
+WEIGHTS = "model.safetensors"
 LATER = {"activation", "zero_init_residual", "block_size"}
 """Fields that the first folders lack; their defaults are what those models are."""
 ARCHITECTURES: dict[str, type[Transformer]] = {
@@ -75,7 +76,7 @@ def save(
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         sizes = f"{tokenizer.vocab_size} tokens but the model only {model.config.vocab_size}"
         raise UserError(f"tokenizer does not fit the model: it has {sizes}")
-    write_tensors(folder / "model.safetensors", weights or model.state_dict())
+    write_tensors(folder / WEIGHTS, weights or model.state_dict())
     if tokenizer is not None:
         write_atomically(folder / "tokenizer.json", lambda file: tokenizer.save(file))
     else:  # that of another model, saved here before
@@ -107,9 +108,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> tuple[Transf
         config = ArmdConfig(**fields)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'} is invalid: {error}") from None
-    weights = read_tensors(folder / "model.safetensors")
+    weights = read_tensors(folder / WEIGHTS)
     with torch.device("meta"):  # shapes without memory: a wrong size is found before it is allocated
-        check_shapes(kind(config), weights, folder / "model.safetensors")
+        check_shapes(kind(config), weights, folder / WEIGHTS)
     model = kind(config)
     model.load_state_dict(weights)
     tokenizer = None

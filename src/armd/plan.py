@@ -62,7 +62,8 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
 
     Returns:
         parameters, flops_per_token (parts, total, against_ar), precision, memory (bytes on one device; a row for each
-        way to share it and to keep activations), tokens_per_second and budgets.
+        way to share it and to keep activations), the row that the run would take, tokens_per_second by what becomes of
+        activations, and budgets at the speed of that row.
     """
     if config.precision == "auto":
         config = replace(config, precision=machine.accelerator.faster)
@@ -76,15 +77,18 @@ def plan(config: TrainConfig, machine: Machine, budgets: Sequence[int]) -> dict[
     flops = total(parts)
     speeds = {name: _speed(config, machine, flops, name == "recomputed") for name in ("kept", "recomputed")}
     ratio = flops / total(training_flops(config.model, config.text_length, "ar"))
+    memory = _memory(config, machine, texts)
+    taken = _taken(config, memory)
     return {
         "parameters": parameters_by_part(config.model, config.architecture),
         "flops_per_token": {"parts": {n: asdict(p) for n, p in parts.items()}, "total": flops, "against_ar": ratio},
         "texts_per_pass": texts,
         "precision": config.precision,
-        "memory": _memory(config, machine, texts),
+        "memory": memory,
+        "taken": taken,
         "fits_below_bytes": USABLE * machine.accelerator.memory,
         "tokens_per_second": speeds,
-        "budgets": [_budget(config, machine, steps, speeds["kept"]) for steps in budgets],
+        "budgets": [_budget(config, machine, steps, speeds[taken["activations_are"]]) for steps in budgets],
     }
 
 
@@ -100,6 +104,14 @@ def _memory(config: TrainConfig, machine: Machine, texts: int) -> list[dict[str,
             how = {"sharding": sharding, "activations_are": "recomputed" if recompute else "kept"}
             rows.append({**how, **asdict(memory), "total": memory.total, "fits": fits})
     return rows
+
+
+def _taken(config: TrainConfig, memory: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first row that fits of those that the config allows; the first of these if none does."""
+    several = [row for row in memory if row["sharding"] != "none"] or memory
+    allowed = [row for row in several if config.parallel in ("auto", row["sharding"])] or several
+    allowed = [row for row in allowed if row["activations_are"] == "recomputed" or not config.checkpoint_activations]
+    return next((row for row in allowed if row["fits"]), allowed[0])
 
 
 def _speed(config: TrainConfig, machine: Machine, flops: float, recompute: bool) -> float:

@@ -19,6 +19,7 @@ from rich.text import Text
 from armd.fields import is_number
 from armd.quantities import duration
 from armd.train import TrainConfig
+from armd.train.folder import DONE
 from armd.train.log import read_metrics
 from armd.train.state import checkpoints
 
@@ -41,9 +42,9 @@ def look(run: Path, config: TrainConfig, now: float) -> dict[str, Any]:
 
     Returns:
         state (waiting: no record yet; running; silent: no record for five times the usual while, the run may have been
-        stopped; done), records (how many), step, max_steps, skipped (steps so far that were not used), seconds,
-        eta_seconds, silent_seconds, the fields of the newest record, valid, checkpoint (its step, or None) and curves:
-        lists of values, oldest first.
+        stopped; done: all of it, published), records (how many), step, max_steps, skipped (steps so far that were not
+        used), seconds, eta_seconds, silent_seconds, the fields of the newest record, valid, checkpoint (its step, or
+        None) and curves: lists of values, oldest first.
 
     Raises:
         UserError: metrics.jsonl is damaged.
@@ -58,7 +59,7 @@ def look(run: Path, config: TrainConfig, now: float) -> dict[str, Any]:
     state = "running" if records else "waiting"
     if silent is not None and silent > max(QUIET, 5 * (pace or 0.0) * config.log_every):
         state = "silent"
-    if saved and saved[-1] >= config.max_steps:
+    if (run / DONE).exists():
         state = "done"
     families = dict.fromkeys(name for record in steps for name in record.get("losses", {}))
     valid: dict[str, Any] = next((record["valid"] for record in reversed(records) if "valid" in record), {})

@@ -217,6 +217,8 @@ def test_a_look_says_what_the_records_say(run: Path) -> None:
     assert (seen["state"], seen["step"], seen["checkpoint"], seen["eta_seconds"]) == ("done", 12, 12, 0)
     assert seen["loss"] == steps[-1]["loss"] and seen["valid"] == records[-1]["valid"]
     assert seen["curves"]["loss"] == [record["loss"] for record in steps]
+    (run / "done.json").unlink()  # killed before it was published
+    assert watch.look(run, config, now + 1)["state"] == "running"
     (run / "checkpoints" / "step-00000012").rename(run / "checkpoints" / "partial-00000012")
     assert watch.look(run, config, now + 1)["state"] == "running" and watch.look(run, config, now)["checkpoint"] == 8
     assert watch.look(run, config, now + 1000)["state"] == "silent"
@@ -260,8 +262,8 @@ def test_a_curve_in_a_line(values: list[float], drawn: str) -> None:
 
 def test_following_ends_with_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, hidden = load_config(run), run / "hidden"
-    (run / "checkpoints" / "step-00000012").rename(hidden)
-    monkeypatch.setattr(watch.time, "sleep", lambda _: hidden.rename(run / "checkpoints" / "step-00000012"))
+    (run / "done.json").rename(hidden)
+    monkeypatch.setattr(watch.time, "sleep", lambda _: hidden.rename(run / "done.json"))
     shown: list[object] = []
     seen = watch.follow(lambda: watch.look(run, config, 0.0), shown.append, 1.0)
     assert seen["state"] == "done" and len(shown) == 2

@@ -305,6 +305,31 @@ def test_data_lost_during_a_run_costs_no_step(
     assert_same(whole, tmp_path / "run")
 
 
+def test_held_out_data_lost_during_a_run_costs_no_step_and_no_validation(
+    data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved, step = tmp_path / "data", loops.train_step
+    shutil.copytree(data, moved)
+    (shard,) = moved.glob("valid*.bin")
+    content = shard.read_bytes()
+
+    def lose(*args: object) -> loops.Step:
+        if args[3] == 10:
+            shard.unlink()
+        return step(*args)
+
+    monkeypatch.setattr(loops, "train_step", lose)
+    with pytest.raises(UserError, match=f"shard {shard} vanished during the run.*step-00000016$"):
+        train(config(), moved, tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    shard.write_bytes(content)
+    train(config(), moved, tmp_path / "run", resume=True, quiet=True)
+    assert_same(whole, tmp_path / "run")
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if "valid" in r] == [
+        r["step"] for r in read_metrics(whole) if "valid" in r
+    ]
+
+
 # ---- steps that must not reach the weights ---------------------------------------------------------------------------
 
 

@@ -225,7 +225,7 @@ def test_compiling_without_a_compiler_is_one_line(data: Path, tmp_path: Path, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_not_a_number_stops_with_the_last_good_checkpoint(
+def test_not_a_number_stops_with_all_good_steps_saved(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = parallel.training_loss
@@ -235,7 +235,7 @@ def test_not_a_number_stops_with_the_last_good_checkpoint(
         return real(*args) * (math.nan if next(calls) == 13 else 1.0)
 
     monkeypatch.setattr(parallel, "training_loss", breaks)
-    with pytest.raises(TrainingStopped, match=r"loss is nan at step 14; last good checkpoint: .*step-00000008"):
+    with pytest.raises(TrainingStopped, match=r"loss is nan at step 14; last good checkpoint: .*step-00000013"):
         train(small(), data, tmp_path / "run", quiet=True)
     assert all(tensor.isfinite().all() for tensor in everything(tmp_path / "run").values())
 
@@ -255,7 +255,7 @@ def test_what_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(loops, "train_step", breaks)
     for kind, config, message in [
-        ("gradient", whole, r"gradient norm is nan at step 10; last good checkpoint: .*step-00000008"),
+        ("gradient", whole, r"gradient norm is nan at step 10; last good checkpoint: .*step-00000009"),
         ("weight", replace(whole, eval_every=99), r"largest weight is inf at step 16; .*step-00000008"),
         ("weight", whole, r"held-out loss of left_to_right is nan at step 16; .*step-00000008"),
     ]:
@@ -263,7 +263,8 @@ def test_what_is_not_finite_is_never_saved(data: Path, tmp_path: Path, monkeypat
         with pytest.raises(TrainingStopped, match=message):
             train(config, data, run, quiet=True)
         monkeypatch.setattr(parallel, "training_loss", armd.loss)
-        assert [c.name for c in state.checkpoints(run)] == ["step-00000008"]
+        good = ["step-00000008", *["step-00000009"] * (kind == "gradient")]
+        assert [c.name for c in state.checkpoints(run)] == good
         assert all(tensor.isfinite().all() for tensor in everything(run).values())
 
 
@@ -276,12 +277,15 @@ def test_a_finished_run_is_published_again(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == published
 
 
-def test_a_finished_run_without_checkpoints_is_left_alone(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_without_checkpoints_is_left_alone(data: Path, tmp_path: Path, finished: bool) -> None:
     run = tmp_path / "run"
     train(small(max_steps=1, orders=OrderSchedule()), data, run, quiet=True)
+    if not finished:
+        (run / "done.json").unlink()
     shutil.rmtree(run / "checkpoints")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(UserError, match=r"is finished and its checkpoints are gone; --init .* starts from it"):
+    with pytest.raises(UserError, match=r"the checkpoints of .* are gone; a new run with --init .* starts from"):
         train(small(max_steps=1, orders=OrderSchedule()), data, run, resume=True, quiet=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 

@@ -206,6 +206,25 @@ def test_fits_is_said_by_the_memory_of_the_device() -> None:
     assert not any(row["fits"] for row in plan(config, Machine(GPUS["a100"]), ())["memory"][:1])
 
 
+def test_budgets_are_at_the_speed_of_what_the_run_would_do() -> None:
+    """Recompute if told to, or if nothing else fits; share as told."""
+    small, machine = paper_small(50_257, None), Machine(GPUS["h100"], 8)
+    large = replace(small, micro_batch_size=64)
+    for config, sharding, activations in [
+        (small, "ddp", "kept"),
+        (replace(small, checkpoint_activations=True), "ddp", "recomputed"),
+        (replace(small, parallel="fsdp"), "fsdp", "kept"),
+        (large, "ddp", "kept"),
+    ]:
+        made = plan(config, machine, (1000,))
+        taken = made["taken"]
+        assert (taken["sharding"], taken["activations_are"], taken["fits"]) == (sharding, activations, True)
+        (budget,) = made["budgets"]
+        assert budget["seconds"] == pytest.approx(budget["tokens"] / made["tokens_per_second"][activations])
+    crowded = plan(replace(small, micro_batch_size=0), Machine(GPUS["h200"]), (1000,))
+    assert crowded["taken"]["activations_are"] == "recomputed" and crowded["taken"]["fits"]
+
+
 def test_a_measured_speed_is_a_share_of_the_peak(tmp_path: Path) -> None:
     config = tiny(257, None)
     speeds = [{"step": 10 * i, "tokens_per_second": rate} for i, rate in enumerate((1.0, 500.0, 300.0))]

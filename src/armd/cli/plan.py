@@ -123,7 +123,9 @@ def _memory(result: dict[str, Any], config: TrainConfig) -> Table:
 
 
 def _times(result: dict[str, Any]) -> Table:
-    title = f"{result['devices']} x {result['device']} at {result['utilisation']:.0%} of the peak"
+    how = f"activations {result['taken']['activations_are']}"
+    how += f", {result['taken']['sharding']}" * (result["devices"] > 1)
+    title = f"{result['devices']} x {result['device']} at {result['utilisation']:.0%} of the peak, {how}"
     table = Table("steps", "tokens", "time", "device hours", "cost", title=title)
     for row in result["budgets"]:
         cost = "-" if row["cost"] is None else f"{row['cost']:,.2f}"

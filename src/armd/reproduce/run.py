@@ -134,10 +134,9 @@ def paper_plan(experiments: Iterable[Experiment]) -> Table:
             seen.append((model.config, model.parent))
             found = plan(model.config, Machine(GPUS["h100"], PAPER_GPUS, PAPER_UTILISATION), [model.config.max_steps])
             budget = found["budgets"][0]
-            fitting = [row for row in found["memory"] if row["fits"] and row["sharding"] != "none"]
-            memory = next(iter(fitting), None)
-            how = f"{memory['sharding']}, activations {memory['activations_are']}" if memory else "does not fit"
-            size = f"{memory['total'] / 1e9:.0f} GB ({how})" if memory else how
+            taken = found["taken"]
+            how = f"{taken['sharding']}, activations {taken['activations_are']}"
+            size = f"{taken['total'] / 1e9:.0f} GB ({how})" if taken["fits"] else "does not fit"
             days = f"{budget['device_hours'] / 24:.1f}"
             parameters = count(sum(found["parameters"].values()))
             rows.append([experiment.name, name, parameters, count(budget["tokens"]), days, size])

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from armd.checkpoint import WEIGHTS
 from armd.errors import TrainingStopped, UserError
 from armd.files import hold, read_json
 from armd.train import state
@@ -50,8 +51,9 @@ def check_run(run: Path, identity: dict[str, Any], resume: bool) -> None:
     """A new run needs a new or empty folder, a resumed one the folder of the same run."""
     if resume:
         _check_same_run(run / "run.json", identity)
-        if (run / DONE).exists() and not state.checkpoints(run):  # it would start over, and publish over the model
-            raise UserError(f"run {run} is finished and its checkpoints are gone; --init {run} starts from it")
+        published = (run / DONE).exists() or (run / WEIGHTS).exists()
+        if published and not state.checkpoints(run):  # it would start over, and publish over the model
+            raise UserError(f"the checkpoints of {run} are gone; a new run with --init {run} starts from its weights")
     elif run.exists() and (not run.is_dir() or any(not path.name.startswith(".") for path in run.iterdir())):
         raise UserError(f"run folder {run} is not empty; use --resume to go on with it, or another --out")
 

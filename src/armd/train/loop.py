@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -125,12 +125,12 @@ class Trainer:
         self.optimiser = optim.build(self.model, config.optim)
         self.average = [p.detach().clone() for p in self.model.parameters()] if config.optim.ema else []
         self.guard = Guard(config)
-        self.done, self.damaged = 0, list[str]()
+        self.done, self.valid, self.damaged = 0, dict[str, float](), list[str]()
         if resume:
             self._restore()
         else:
             ranks.on_first(self._claim)
-        self.saved, self.valid = self.done, dict[str, float]()
+        self.saved = self.done
 
     def _read(self, data: Path, resume: bool) -> None:
         """Everything that may be wrong with files, before any work is done."""
@@ -176,7 +176,7 @@ class Trainer:
     def _restore(self) -> None:
         parts = self.model, self.average, self.optimiser
         progress, self.damaged = state.restore_newest(self.folder, *parts, self.ranks)
-        self.done = progress.step
+        self.done, self.valid = progress.step, progress.valid
         if progress.guard:
             self.guard.restore(progress.guard)
 
@@ -188,6 +188,8 @@ class Trainer:
         with Log(*told) if first else Silence() as log, interruptible() as interrupted:
             self._greet(log)
             gauge = Gauge(config, self.device, devices=self.ranks.size, before=log.seconds)
+            if start and self._due(config.eval_every) and not self.valid:
+                self._validate(log, gauge)  # which a lost shard had prevented
             while self.done < config.max_steps:
                 batch = self._next_batch(interrupted)
                 step = train_step(self.replica, self.optimiser, batch, self.done, config, self.guard)
@@ -220,8 +222,7 @@ class Trainer:
             fault = error
         if not self.ranks.check(stop=bool(interrupted) or fault is not None):
             return batch
-        if self.saved < self.done:
-            self._save()
+        self._keep()
         self.ranks.check(fault)
         where = f"after step {self.done}, which is saved" if self.done else "before the first step was done"
         raise TrainingStopped(f"interrupted {where}; go on with --resume")
@@ -242,14 +243,25 @@ class Trainer:
     def _skip(self, step: Step, log: Log | Silence) -> None:
         """What follows a step that did not."""
         fault = step.fault or ""
-        self.guard.skip(fault, self.done)
+        try:
+            self.guard.skip(fault, self.done)
+        except TrainingStopped:
+            self.done -= 1  # this step; those before it are good
+            with suppress(TrainingStopped, UserError):  # the first fault is the one to tell
+                self._keep()
+            raise
         log.record(step=self.done, family=step.family, skipped=fault)
         log.say(f"step {self.done} skipped: {fault.rstrip(',')} ({self.guard.skipped} skipped so far)")
 
     def _validate(self, log: Log | Silence, gauge: Gauge) -> bool:
         """Validate and tell; returns whether this is to be saved as the best checkpoint so far."""
-        with _averaged(self.model, self.average):
-            self.valid = validate(self.replica, self.valid_set, self.config)
+        self.valid = {}
+        try:
+            with _averaged(self.model, self.average):
+                self.valid = validate(self.replica, self.valid_set, self.config)
+        except UserError:  # a shard is gone; the steps are not
+            self._keep()
+            raise
         _check_finite(self.done, {f"held-out loss of {name}": value for name, value in self.valid.items()})
         log.record(step=self.done, valid=self.valid, seconds=gauge.seconds)
         told = ", ".join(f"{name} {value:.4f}" for name, value in self.valid.items())
@@ -258,6 +270,11 @@ class Trainer:
         if not self.config.keep_best or order not in self.valid:
             return False
         return self.ranks.on_first(lambda: self.valid[order] < state.best(self.folder, order)[1])
+
+    def _keep(self) -> None:
+        """Save the steps that are not saved yet."""
+        if self.saved < self.done:
+            self._save()
 
     def _save(self) -> None:
         self.ranks.check()  # the first may have failed alone, at the log
@@ -325,22 +342,21 @@ def train_step(
 @torch.no_grad()
 def validate(replica: Replica, dataset: TokenDataset, config: TrainConfig) -> dict[str, float]:
     """Held-out nats per token of each order family, always on the same texts and orders, in passes like training's."""
-    replica.model.eval()
     at_once = replica.micro * replica.ranks.size
     spread = dataset.spread(config.eval_texts)
     texts = spread.eval_windows()
     totals = [0.0] * len(config.eval_orders)
-    for i, name in enumerate(config.eval_orders):
-        draw = config.held_out_draw(name, texts)
-        for start in range(0, texts, at_once):
-            rows = replica.ranks.rows(min(at_once, texts - start))
-            mine = range(start + rows.start, start + rows.stop) or range(start, start + 1)  # all go on in step
-            tokens = replica.ranks.attempt(partial(spread.eval_batch, mine.start, len(mine)))
-            tokens = tokens.to(replica.model.device)
-            with _autocast(tokens.device, config):
-                nats = replica(tokens, draw.rows(torch.tensor(mine)))
-            totals[i] += nats.double().mean(dim=1).sum().item() if rows else 0.0
-    replica.release()
+    with replica.evaluating():
+        for i, name in enumerate(config.eval_orders):
+            draw = config.held_out_draw(name, texts)
+            for start in range(0, texts, at_once):
+                rows = replica.ranks.rows(min(at_once, texts - start))
+                mine = range(start + rows.start, start + rows.stop) or range(start, start + 1)  # all go on in step
+                tokens = replica.ranks.attempt(partial(spread.eval_batch, mine.start, len(mine)))
+                tokens = tokens.to(replica.model.device)
+                with _autocast(tokens.device, config):
+                    nats = replica(tokens, draw.rows(torch.tensor(mine)))
+                totals[i] += nats.double().mean(dim=1).sum().item() if rows else 0.0
     return {name: total / texts for name, total in zip(config.eval_orders, replica.ranks.sum(*totals), strict=True)}
 
 

@@ -271,6 +271,15 @@ class Replica:
         if last:
             self.release()
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within the context dropout is off; afterwards gathered weights are dropped."""
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.release()
+
     def release(self) -> None:
         """Drop gathered weights, so that the parameters are the shares the optimiser works on."""
         for module in self._call.modules() if self.sharded else ():
