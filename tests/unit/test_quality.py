@@ -137,6 +137,12 @@ def test_an_evaluator_that_cannot_judge_is_one_line(fault: str, tmp_path: Path) 
         load_judge(str(tmp_path), torch.device("cpu"))
 
 
+def test_a_model_that_reads_what_comes_after_is_no_evaluator(tmp_path: Path) -> None:
+    save(make_model(MaskedDiffusion, vocab_size=257, max_position_embeddings=64), tmp_path, BYTE)
+    with pytest.raises(UserError, match="is no causal model"):
+        load_judge(str(tmp_path), torch.device("cpu"))
+
+
 def last_rows(tokens: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     raise AssertionError("no points were asked for")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from armd import Armd, Autoregressive, Order, UserError, loss
+from armd.baselines import BlockDiffusion, MaskedDiffusion
 from armd.data import get_tokenizer
 from armd.evals import PACKINGS, SETS, last_words, pack, read_set, zero_shot, zero_shot_protocol
 from armd.evals.detokenize import DETOKENIZERS
@@ -190,6 +191,17 @@ def test_last_words_equal_one_passage_and_one_token_at_a_time() -> None:
     assert right[:3] == [True, True, False]
     assert result.accuracy == sum(right) / 5 and result.passages == 5 and result.cut == 1
     assert math.log(result.perplexity) == pytest.approx(sum(nats) / 5, rel=1e-4)
-    assert result.protocol.departures == ("1 passages cut to their last 24 tokens",)
+    assert result.protocol.departures == (
+        "5,148 of 5,153 passages left out",
+        "another tokenizer",
+        "1 passages cut to their last 24 tokens",
+    )
     with pytest.raises(UserError, match="no passage"):
         last_words(model, BYTE, [])
+
+
+@pytest.mark.parametrize("kind", [Armd, MaskedDiffusion, BlockDiffusion])
+def test_last_words_do_not_depend_on_the_passages_beside(kind: type) -> None:
+    model, passages = byte_model(kind, length=24), ["go up go up", "up", "go up go up go up"]
+    together, alone = (last_words(model, BYTE, passages, batch_size=size).perplexity for size in (3, 1))
+    assert together == pytest.approx(alone, rel=1e-5)

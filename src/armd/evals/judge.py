@@ -117,7 +117,7 @@ def load_judge(path: str, device: torch.device) -> Judge:
     model, tokenizer = checkpoint.load(path, device)
     if tokenizer is None:
         raise UserError(f"evaluator {path} has no tokenizer.json, so it cannot read text")
-    return own_judge(model, tokenizer, judge_name(path))
+    return _probed(own_judge(model, tokenizer, judge_name(path)))
 
 
 def judge_name(path: str) -> str:
@@ -127,16 +127,17 @@ def judge_name(path: str) -> str:
 
 @torch.inference_mode()
 def _probed(judge: Judge) -> Judge:
-    """The judge, unless it cannot read a sentence, or what it thinks of a token depends on those after it."""
+    """The judge, unless it cannot read a sentence, or what it thinks of a token depends on what comes after it."""
     ids = judge.encode(PROBE)[: judge.window]
     if len(ids) < judge.first + 2:
         raise UserError(f"evaluator {judge.name} reads {len(ids)} tokens in {PROBE!r}: its tokenizer is not there")
     try:
         other = next(token for token in (*ids, 0, 1) if token != ids[-1])
         nats = judge.score(torch.tensor([ids, [*ids[:-1], other]]))[:, :-1]
+        alone = judge.score(torch.tensor([ids[:-1]]))[0]  # masked diffusion counts what is still masked behind
     except IndexError:
         raise UserError(f"evaluator {judge.name} has no embedding of some tokens of its tokenizer") from None
-    if not (nats[0] - nats[1]).abs().max() < SAME:
+    if not (nats - alone).abs().max() < SAME:
         raise UserError(f"evaluator {judge.name} is no causal model: its nats of a token depend on later ones")
     return judge
 

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from armd.baselines import Denoiser
 from armd.data import Tokenizer
 from armd.errors import UserError
 from armd.evals.detokenize import DETOKENIZERS
-from armd.evals.protocol import Protocol, vocabulary
+from armd.evals.protocol import Protocol, is_gpt2, vocabulary
 from armd.model import Transformer
 from armd.orders import Order
+
+PASSAGES = 5153
+"""Of the published test set."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ def last_words(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *
     if not passages:
         raise UserError("LAMBADA has no passage")
     right, nats = [], []
+    batch_size = 1 if isinstance(model, Denoiser) else batch_size  # whose rows see padding too
     with model.evaluating():
         for first in range(0, len(passages), batch_size):
             batch = [(ids[-limit:], min(n, limit)) for ids, n in passages[first : first + batch_size]]
@@ -67,7 +72,11 @@ def last_words(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], *
             text=f"quotes made straight, a line end before the passage, {vocabulary(tokenizer)}",
             scoring="right if all tokens of the last word are the likeliest, left to right, given those before; "
             "no stop-word filter; perplexity per word",
-            departures=(f"{cut:,} passages cut to their last {limit:,} tokens",) if cut else (),
+            departures=tuple(
+                [f"{PASSAGES - len(right):,} of {PASSAGES:,} passages left out"] * (len(right) < PASSAGES)
+                + ["another tokenizer"] * (not is_gpt2(tokenizer))
+                + [f"{cut:,} passages cut to their last {limit:,} tokens"] * bool(cut)
+            ),
         ),
     )
 
@@ -80,7 +89,7 @@ def _passage(text: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
 
 
 def _word_log_probs(model: Transformer, batch: Sequence[tuple[list[int], int]]) -> list[Tensor]:
-    """(tokens of the word, V) float64 for each passage: log p left to right, padding on the right, which none sees."""
+    """(tokens of the word, V) float64 for each passage: log p left to right, padded on the right."""
     N = max(len(ids) for ids, _ in batch)
     tokens = torch.tensor([ids + [0] * (N - len(ids)) for ids, _ in batch], device=model.device)
     hidden = model.hidden(tokens, Order.left_to_right(*tokens.shape).to(model.device))  # in text order as well

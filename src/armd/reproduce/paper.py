@@ -23,7 +23,7 @@ ZERO_SHOT_MEDIUM = {
     "ARMD, 300K": (39.08, 26.06, 97.75, 25.55, 43.91),
 }
 
-GENERATION = {  # generative perplexity and entropy in nats at T = 1024, 512, 256 steps; N = 1024
+GENERATION = {  # generative perplexity and "mean token entropy", not defined, at T = 1024, 512, 256 steps; N = 1024
     "AR": ("36 (8.1)", "", ""),
     "SEDD": ("106 (8.1)", "110 (8.1)", ""),
     "MDLM": ("103 (8.1)", "113 (8.1)", ""),
