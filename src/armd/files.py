@@ -30,6 +30,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; what was there before is untouched") from error
     finally:
@@ -49,29 +50,30 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def alone_at(path: Path) -> Iterator[None]:
     """Within the context no other process is in that of the same path; the others wait."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.name}.lock").open("wb")
-    except OSError as error:
-        raise UserError(f"cannot write {path.parent}: {error}") from error
-    with file:
+    with _open_lock(path) as file:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def hold(path: Path, what: str) -> BinaryIO:
-    """Open a file that one process at a time may hold: until it is closed, and at the latest when the process ends.
+def _open_lock(path: Path) -> BinaryIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".{path.name}.lock").open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write {path.parent}: {error}") from error
 
-    A file system without locks holds nobody off.
+
+def hold(path: Path, what: str) -> BinaryIO:
+    """Lock a path for one process at a time: until what is returned is closed, at the latest when the process ends.
+
+    The lock is a file of its own, which stays: `path` may be replaced meanwhile. A file system without locks holds
+    nobody off.
 
     Raises:
-        UserError: another process holds it; `what` it then does begins the message. Or it cannot be written.
+        UserError: another process holds it; `what` it then does begins the message. Or the folder cannot be written.
     """
-    try:
-        file = path.open("r+b")  # NFS locks only what may be written
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+    file = _open_lock(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

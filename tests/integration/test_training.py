@@ -25,6 +25,7 @@ from armd.train import OptimConfig, TrainConfig, TrainingStopped, load_config, o
 from armd.train import loop as loops
 from armd.train.batches import Batches
 from armd.train.config import from_json, to_json
+from armd.train.folder import alone
 from armd.train.log import Log, read_metrics
 from armd.train.muon import Muon
 from armd.train.optim import learning_rate
@@ -188,6 +189,17 @@ def test_one_process_at_a_time_trains_a_run(data: Path, tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 1
     monkeypatch.undo()
     train(config, data, tmp_path / "run", resume=True, quiet=True)
+
+
+def test_a_run_that_another_trains_is_not_even_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads a checkpoint while another process drops old ones would take it for damaged, and set it aside."""
+    run, config = tmp_path / "run", small(max_steps=1, orders=OrderSchedule())
+    train(config, data, run, quiet=True)
+    monkeypatch.setattr(state, "verify", lambda folder: pytest.fail(f"{folder} was read"))
+    with alone(run, parallel.ALONE), pytest.raises(UserError, match="is being trained by another"):
+        train(config, data, run, resume=True, quiet=True)
 
 
 def test_batches_are_those_of_their_steps_and_their_errors_arrive(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +478,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
     assert [c.name for c in state.checkpoints(tmp_path / "run")] == ["step-00000008"]
-    assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith((".", "partial"))]
+    assert not [p for p in (tmp_path / "run").rglob("*") if "partial" in p.name]
     armd.load(tmp_path / "run")
     train(small(), data, tmp_path / "run", resume=True, quiet=True)
     train(small(), data, tmp_path / "whole", quiet=True)

@@ -90,6 +90,7 @@ def train(
     with parallel.joined(config.parallel) as ranks:
         trainer = Trainer(config, Path(data), run, resume, ranks)
         with alone(run, ranks), naming_last_good(run), parallel.agreeing(ranks):
+            trainer.stand(resume)
             return trainer.run(quiet)
 
 
@@ -103,7 +104,7 @@ class Step(NamedTuple):
 
 
 class Trainer:
-    """A run that is ready to start: what it reads, its model, and where it stands."""
+    """A run: what it reads, its model, and where it stands."""
 
     def __init__(self, config: TrainConfig, data: Path, folder: Path, resume: bool, ranks: Ranks) -> None:
         precision = ranks.on_first(lambda: settle_precision(config, folder, resume))
@@ -126,11 +127,6 @@ class Trainer:
         self.average = [p.detach().clone() for p in self.model.parameters()] if config.optim.ema else []
         self.guard = Guard(config)
         self.done, self.valid, self.damaged = 0, dict[str, float](), list[str]()
-        if resume:
-            self._restore()
-        else:
-            ranks.on_first(self._claim)
-        self.saved = self.done
 
     def _read(self, data: Path, resume: bool) -> None:
         """Everything that may be wrong with files, before any work is done."""
@@ -172,6 +168,14 @@ class Trainer:
         if changed:
             raise UserError(f"init={self.config.init} is another network: it differs in {', '.join(changed)}")
         self.model.load_state_dict(other.state_dict())
+
+    def stand(self, resume: bool) -> None:
+        """Take the folder, or go on from what is in it; nobody else may train the run meanwhile."""
+        if resume:
+            self._restore()
+        else:
+            self.ranks.on_first(self._claim)
+        self.saved = self.done
 
     def _restore(self) -> None:
         parts = self.model, self.average, self.optimiser

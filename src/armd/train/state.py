@@ -137,7 +137,8 @@ def _finish(draft: Path, final: Path, progress: Progress, numbers: dict[str, Any
         sync_folder(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        sync_folder(final.parent)
+        for folder in (final.parent, final.parent.parent):  # the first checkpoint makes a name in both
+            sync_folder(folder)
     except OSError as error:
         raise UserError(f"cannot write {final}: {error}") from error
 
