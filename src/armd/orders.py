@@ -80,6 +80,11 @@ class Order:
         return bool((self.blocks[:, -1] == self.length - 1).all())
 
     @cached_property
+    def is_left_to_right(self) -> bool:
+        """Whether this is the order of an autoregressive model, one token a block."""
+        return self.is_sequential and bool((self.positions.diff(dim=1) == 1).all())
+
+    @cached_property
     def inverse(self) -> Int[Tensor, "B N"]:
         """(B, N): the rank in the order of each text position."""
         return torch.empty_like(self.positions).scatter_(1, self.positions, _arange_like(self.positions))
@@ -113,16 +118,20 @@ class Order:
 
     def rows(self, index: Int[Tensor, "R"]) -> Order:
         """The orders of some rows of the batch."""
-        part = Order(self.positions[index], self.blocks[index])
-        part.__dict__["is_sequential"] = self.is_sequential
-        return part
+        return self._part(self.positions[index], self.blocks[index])
 
     def to(self, device: torch.device | str) -> Order:
         if self.positions.device == torch.device(device):
             return self
-        moved = Order(self.positions.to(device), self.blocks.to(device))
-        moved.__dict__["is_sequential"] = self.is_sequential  # decided here, so that no accelerator has to wait for it
-        return moved
+        return self._part(self.positions.to(device), self.blocks.to(device))
+
+    def _part(self, positions: Tensor, blocks: Tensor) -> Order:
+        """Rows of this order, here or elsewhere: checked with it, and its facts decided with it, so that no accelerator
+        has to wait for them."""
+        part = object.__new__(Order)
+        facts = {"is_sequential": self.is_sequential, "is_left_to_right": self.is_left_to_right}
+        part.__dict__.update(positions=positions, blocks=blocks, **facts)
+        return part
 
     @classmethod
     def concatenate(cls, orders: Sequence[Order]) -> Order:

@@ -243,3 +243,17 @@ def test_bad_schedules_are_named(fields: dict[str, object], message: str) -> Non
 def test_schedule_fields_of_the_wrong_type_are_named(field: str, value: object) -> None:
     with pytest.raises(UserError, match=f"{field}="):
         remade(OrderSchedule(), **{field: value})
+
+
+def test_rows_of_an_order_keep_what_was_decided_of_it() -> None:
+    """No part of a batch asks its device again."""
+    for order, sequential, plain in [
+        (Order.left_to_right(3, 6), True, True),
+        (Order.uniform(3, 6), True, False),
+        (Order.strided(3, 6, streams=2), False, False),
+        (Order(torch.arange(6)[None], torch.tensor([[0, 0, 1, 2, 3, 4]])), False, False),
+    ]:
+        assert (order.is_sequential, order.is_left_to_right) == (sequential, plain)
+        part = order.rows(torch.tensor([0]))
+        assert torch.equal(part.positions, order.positions[:1]) and torch.equal(part.blocks, order.blocks[:1])
+        assert {"is_sequential": sequential, "is_left_to_right": plain}.items() <= vars(part).items()

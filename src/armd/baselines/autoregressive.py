@@ -15,7 +15,7 @@ from armd.orders import Order
 
 
 def check_left_to_right(order: Order) -> None:
-    if not bool((order.positions.diff(dim=1) == 1).all()) or not order.is_sequential:
+    if not order.is_left_to_right:
         raise UserError("an autoregressive model has one order only: left_to_right")
 
 

@@ -135,7 +135,7 @@ def _nanogpt(path: Path, config: ArmdConfig) -> nn.Module:
     spec.loader.exec_module(module)
     shape = module.GPTConfig(
         block_size=config.max_position_embeddings,
-        vocab_size=config.vocab_size,
+        vocab_size=-(-config.vocab_size // 64) * 64,  # as its own training does
         n_layer=config.num_hidden_layers,
         n_head=config.num_attention_heads,
         n_embd=config.hidden_size,
@@ -173,7 +173,8 @@ def _objective(
     if name == NANOGPT:
         assert nanogpt is not None
         gpt = _nanogpt(nanogpt, config).to(tokens.device)
-        run: Callable[..., Any] = torch.compile(gpt) if compiled else gpt
+        slow_random = tokens.device.type == "cpu"  # the same option as ours, see `compile_layers`
+        run: Callable[..., Any] = torch.compile(gpt, options={"fallback_random": slow_random}) if compiled else gpt
         return gpt, lambda: run(tokens, tokens)[1]
     model: Transformer = (Autoregressive if name == AR else Armd)(config).to(tokens.device)
     if compiled:
