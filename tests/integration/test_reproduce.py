@@ -21,6 +21,7 @@ from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import UserError
 from armd.families import OrderSchedule
+from armd.files import hold
 from armd.presets import tiny
 from armd.reproduce import (
     EXPERIMENTS,
@@ -452,6 +453,18 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(row["line"].startswith("torchrun --nproc-per-node=8 -m armd.cli train ") for row in left)
 
 
+def test_an_experiment_is_run_by_one_process_at_a_time(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXPERIMENTS, "toy", experiment("toy", base=Model(little())))
+    command = ["reproduce", "toy", "--data", str(data), "--out", str(tmp_path), "--seeds", "1"]
+    held = hold(tmp_path / "sections" / "small" / "toy.json", "")
+    assert main(command) == 2 and not (tmp_path / "runs").exists()
+    assert f"experiment toy is being run in {tmp_path} by another process" in capsys.readouterr().err
+    held.close()
+    assert main(command) == 0 and (tmp_path / "sections" / "small" / "toy.json").exists()
+
+
 def test_at_paper_scale_others_train_and_it_reports(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +493,7 @@ def test_at_paper_scale_others_train_and_it_reports(
         "curves --data {d} --puzzles {d}/nowhere": "is no file",
         "table2 --data {d} --evaluator {d}/nowhere": "nowhere could not be loaded",
         "curves --data {d} --evaluator {d}/nowhere": "reads the texts of table2",
+        "curves --data {d} --page page.txt": "page=page.txt must end in .md",
     }.items(),
 )
 def test_mistakes_are_one_line(words: str, message: str, data: Path, tmp_path: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ from armd import reproduce
 from armd.cli.terminal import say, show
 from armd.errors import TrainingStopped, UserError
 from armd.evals import judge_name, load_judge
-from armd.files import json_text, read_json
+from armd.files import hold, json_text, read_json
 from armd.gpus import get_accelerator
 from armd.quantities import count, duration
 from armd.reproduce import EXPERIMENTS, Experiment, Study
@@ -66,6 +67,8 @@ def run_reproduce(args: Reproduce) -> None:
     for name in names:
         if name not in EXPERIMENTS:
             raise UserError(f"experiment {name!r} is unknown; choose one of {', '.join(EXPERIMENTS)}, or all")
+    if args.page:
+        reproduce.check_page(args.page, args.scale, EXPERIMENTS.values())
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"seeds={args.seeds} and jobs={args.jobs} must be at least 1")
     if args.evaluator and "table2" not in names:
@@ -77,10 +80,14 @@ def run_reproduce(args: Reproduce) -> None:
         _plan(args, studies)
         return
     faults, sections = list[str](), []
-    for study in studies:
-        faults += _train(study, args)
-        reproduce.measure_all(study, args.jobs)
-        sections.append(_report(study, args))
+    with ExitStack() as held:
+        for study in studies:
+            path, what = study.section, f"experiment {study.experiment.name} is being run in {args.out}"
+            held.callback(hold(path, what).close)
+        for study in studies:
+            faults += _train(study, args)
+            reproduce.measure_all(study, args.jobs)
+            sections.append(_report(study, args))
     if args.page:
         written = reproduce.publish(args.out, args.scale, args.page, EXPERIMENTS.values())
         say(f"written: {args.page} with {', '.join(written) or 'no section yet'}")
@@ -132,7 +139,7 @@ def _report(study: Study, args: Reproduce) -> dict[str, object]:
             show(shown, *table.notes)
         for target in section.targets:
             print(f"{MET[target.met]}: {target.claim}: {target.found}")
-    return read_json(args.out / "sections" / args.scale / f"{name}.json")
+    return read_json(study.section)
 
 
 def _settings(args: Reproduce, name: str) -> list[str]:

@@ -3,7 +3,7 @@
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
 from armd.reproduce.experiments import EXPERIMENTS
 from armd.reproduce.farm import distinct, line, train_all
-from armd.reproduce.run import Cost, costs, measure_all, publish, report
+from armd.reproduce.run import Cost, check_page, costs, measure_all, publish, report
 from armd.reproduce.study import Run, Study
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Study",
     "Table",
     "Target",
+    "check_page",
     "costs",
     "distinct",
     "line",

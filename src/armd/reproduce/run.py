@@ -70,7 +70,7 @@ def report(study: Study, command: str) -> Section:
         "figures": _figures(study),
         "section": dataclasses.asdict(section),
     }
-    write_json(study.out / "sections" / study.scale / f"{experiment.name}.json", record)
+    write_json(study.section, record)
     return section
 
 
@@ -84,20 +84,27 @@ def _model(run: Run) -> dict[str, Any]:
     return {"name": run.name, "seed": run.seed, "key": run.key, "tokens": run.tokens, "curve": run.curve()}
 
 
+def check_page(page: Path, scale: str, experiments: Iterable[Experiment]) -> None:
+    """Refuse a page that cannot be written, before anything is trained for it."""
+    if page.suffix != ".md":
+        raise UserError(f"page={page} must end in .md")
+    for experiment in experiments:
+        found = read_record(page, experiment.name)
+        if found is not None and found["scale"] != scale:
+            raise UserError(f"{page} holds results of scale {found['scale']}; give those of {scale} another page")
+
+
 def publish(out: Path, scale: str, page: Path, experiments: Iterable[Experiment]) -> list[str]:
     """Write the page of all sections that are there; returns their names.
 
     What an earlier page has and OUT has not, as on another machine, stays as it is.
     """
-    if page.suffix != ".md":
-        raise UserError(f"page={page} must end in .md")
+    check_page(page, scale, experiments)
     records, old = dict[str, Mapping[str, Any]](), list[str]()
     for experiment in experiments:
         path = out / "sections" / scale / f"{experiment.name}.json"
         found = read_json(path) if path.exists() else read_record(page, experiment.name)
         if found is not None:
-            if found["scale"] != scale:
-                raise UserError(f"{page} holds results of scale {found['scale']}; give those of {scale} another page")
             records[experiment.name] = found
             if outdated(found, experiment):
                 old.append(experiment.name)

@@ -126,6 +126,11 @@ class Study:
         manifest = Manifest.load(self.data)
         return Setting(self.scale, manifest.vocab_size, manifest.eos_id, self.evaluator)
 
+    @property
+    def section(self) -> Path:
+        """The file of what the experiment found."""
+        return self.out / "sections" / self.scale / f"{self.experiment.name}.json"
+
     @cached_property
     def names(self) -> list[str]:
         """The models of the experiment, in its order."""
