@@ -5,25 +5,36 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from armd.evals import last_words, read_set
 from armd.reproduce.bases import armd, as_in_the_paper, baselines
 from armd.reproduce.experiment import Experiment, Model, Section, Setting, Table
 from armd.reproduce.measures import called, zero_shot_scores
 from armd.reproduce.page import spread
 from armd.reproduce.paper import ZERO_SHOT_MEDIUM, ZERO_SHOT_SETS, ZERO_SHOT_SMALL
-from armd.reproduce.study import Study
+from armd.reproduce.study import Run, Study
 
 ORDER = dict.fromkeys(("MDLM", "BD3-LM 16", "BD3-LM 4"), "bound:8")
 TEXTS = {"small": 128, "medium": 1024, "paper": None}
 """Chunks of a set that are scored, by scale; None: all."""
+PASSAGES = {"small": 256, "medium": 1024, "paper": None}
+"""Passages of LAMBADA whose last word is asked for; masked diffusion takes a pass a token for each."""
 NAMES = ("ARMD", "ARMD, as in the paper", "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
 
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
     return {"ARMD": Model(config), "ARMD, as in the paper": Model(as_in_the_paper(config)), **baselines(config)}
+
+
+def last_word(study: Study, run: Run, *, content: str, passages: int | None) -> dict[str, Any]:
+    """Whether the model knows the last words of LAMBADA, whose files have the hash `content`."""
+    model, tokenizer = run.load()
+    found = last_words(model, tokenizer, list(read_set("lambada", None, study.sets))[:passages])
+    return {**asdict(found), "protocol": found.protocol.line}
 
 
 def report(study: Study) -> Section:
@@ -62,6 +73,7 @@ def report(study: Study) -> Section:
                 [
                     Table("Ours: perplexity of a word", ("model", *sets), _rows(by_word), notes),
                     Table("Ours: bits per byte", ("model", *sets), _rows(by_byte)),
+                    *[_last_words(study, sets["lambada"])] * ("lambada" in sets),
                 ]
                 if sets
                 else []
@@ -70,6 +82,17 @@ def report(study: Study) -> Section:
             _published("The paper, medium: perplexity of a GPT-2 token", ZERO_SHOT_MEDIUM),
         ],
     )
+
+
+def _last_words(study: Study, content: str) -> Table:
+    rows, terms = [], dict[str, None]()
+    for name in NAMES:
+        found = study.values(name, last_word, content=content, passages=PASSAGES[study.scale])
+        accuracy = spread([100 * each["accuracy"] for each in found], ".1f")
+        rows.append([called(study, name), accuracy, spread([each["perplexity"] for each in found], ",.0f")])
+        terms |= dict.fromkeys(each["protocol"] for each in found)
+    columns = ("model", "right, per cent", "perplexity of the word")
+    return Table("Ours: the last word of LAMBADA's passages", columns, rows, tuple(terms))
 
 
 def _sets(study: Study) -> dict[str, str]:

@@ -143,8 +143,8 @@ def report(study: Study) -> Section:
     for name in dict.fromkeys(name for name, _ in found):
         cells = [_cell(list(found.get((name, each), {}).values())) for each in SHARES]
         rows.append([called(study, name), str(samples(study, name)), *cells])
-    for name, _ in list(found)[:1]:
-        human = study.measure(study.runs(name)[0], people, samples=SAMPLES, judge=judge)
+    humans = [study.measure(study.runs(name)[0], people, samples=SAMPLES, judge=judge) for name, _ in list(found)[:1]]
+    for human in humans:
         rows.append(
             ["held-out texts of people, as they are", str(human["samples"]), _entry([human]), *[""] * (len(SHARES) - 1)]
         )
@@ -155,6 +155,17 @@ def report(study: Study) -> Section:
         ("model", "texts", *(f"{each} ({'T = N' if each == 1 else f'T = N/{each}'})" for each in SHARES)),
         rows,
         [*dict.fromkeys(protocols), *notes],
+    )
+    varied = Table(
+        "Ours: variety at temperature 1",
+        ("model", "tokens a step", "4-grams that repeat", *(f"distinct {n}-grams" for n in (1, 2, 3))),
+        [
+            [name, str(each), *_variety([frontier[-1] for frontier in seeds.values()])]
+            for (name, each), seeds in found.items()
+            if name in ("AR", best, *DIFFUSION)
+        ]
+        + [["held-out texts of people", "", *_variety([human])] for human in humans],
+        ("4-grams: share of a text's, mean over texts; distinct: of all texts together, so more texts have fewer",),
     )
     paper = Table(
         "The paper: N = 1,024, under gpt2-large",
@@ -169,7 +180,7 @@ def report(study: Study) -> Section:
     }
     drawn = svg("Quality against diversity", shown, ("entropy, nats", "generative perplexity"), log_y=True)
     figure = Figure("Quality against diversity", drawn, "a line for each writer, a mark for each temperature")
-    return Section("", [ours, paper], [figure], _targets(study, found, best))
+    return Section("", [ours, varied, paper], [figure], _targets(study, found, best))
 
 
 def _about(study: Study) -> str:
@@ -193,6 +204,11 @@ def _cell(seeds: list[Frontier]) -> str:
 def _entry(by_seed: list[dict[str, Any]]) -> str:
     entropy = fmean(row["entropy"] for row in by_seed)
     return f"{spread([row['generative_perplexity'] for row in by_seed], '.1f')} ({entropy:.2f})"
+
+
+def _variety(by_seed: list[dict[str, Any]]) -> list[str]:
+    measures = [[row["repetition"] for row in by_seed], *zip(*(row["distinct"] for row in by_seed), strict=True)]
+    return [spread(list(values), ".3f") for values in measures]
 
 
 def _line(seeds: list[Frontier]) -> list[tuple[float, float]]:
