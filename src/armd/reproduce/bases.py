@@ -129,6 +129,15 @@ def baselines(config: TrainConfig) -> dict[str, Model]:
     }
 
 
+PATIENT = "MDLM, 4 times the tokens"
+
+
+def patient(config: TrainConfig) -> Model:
+    """Masked diffusion, which learns late, with four times the tokens in a schedule as much longer; one seed."""
+    masked = for_architecture(config, "mdlm")
+    return Model(replace(with_steps(masked, 4 * masked.max_steps), eval_every=4 * masked.eval_every), seeds=1)
+
+
 def strided(config: TrainConfig, steps: int) -> TrainConfig:
     """Strided fine-tuning for `steps` steps (i_SBP) from a model's weights, at a fifth of its learning rate."""
     return _longer(config, steps, OrderSchedule(sbp_steps=steps, sbp_streams=(1, 2, 4)))

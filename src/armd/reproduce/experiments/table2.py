@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
@@ -14,7 +15,7 @@ from armd.checkpoint import ARCHITECTURES
 from armd.evals import Judge, Writing, judge_name, judge_texts, load_judge, own_judge, quality_protocol, write_and_judge
 from armd.families import OrderSchedule
 from armd.presets import for_architecture
-from armd.reproduce.bases import armd, baselines, progressive, strided
+from armd.reproduce.bases import PATIENT, armd, baselines, patient, progressive, strided
 from armd.reproduce.experiment import Experiment, Figure, Model, Section, Setting, Table, Target
 from armd.reproduce.measures import called, parameters, ratio_target, svg
 from armd.reproduce.page import spread
@@ -30,6 +31,7 @@ SLOW = 16
 """Texts of MDLM, which reads whole texts in every step, on a CPU."""
 TEMPERATURES = (0.7, 0.85, 1.0)
 DIFFUSION = ("MDLM", "BD3-LM 4")
+MASKED = ("MDLM", PATIENT)
 SHARES = (1, 2, 4)
 """Tokens a step."""
 
@@ -41,6 +43,8 @@ def models(setting: Setting) -> dict[str, Model]:
     tunings = {f"i_SBP {count:,}": count for count in counts}
     rhos = (8, 4) if small else (32, 16)
     found = {"AR": baselines(config)["AR"], **{name: baselines(config)[name] for name in DIFFUSION}}
+    if small:
+        found[PATIENT] = patient(config)
     for rho in rhos:
         base, orders = f"ARMD, rho {rho}", config.orders
         schedule = progressive(steps, rho, floors=orders.floors) if small else replace(orders, rho=rho)
@@ -63,12 +67,12 @@ def evaluator(config: TrainConfig) -> TrainConfig:
 
 def shares(study: Study, name: str) -> tuple[int, ...]:
     """Tokens a step that a model is asked for: AR knows one, and for MDLM one at a time takes long on a CPU."""
-    return (1,) if name == "AR" else SHARES[1:] if name == "MDLM" and study.scale == "small" else SHARES
+    return (1,) if name == "AR" else SHARES[1:] if name in MASKED and study.scale == "small" else SHARES
 
 
 def samples(study: Study, name: str) -> int:
     """Texts that a model writes at a temperature."""
-    return SLOW if name == "MDLM" and study.scale == "small" else SAMPLES
+    return SLOW if name in MASKED and study.scale == "small" else SAMPLES
 
 
 # ---- measures --------------------------------------------------------------------------------------------------------
@@ -162,7 +166,7 @@ def report(study: Study) -> Section:
         [
             [name, str(each), *_variety([frontier[-1] for frontier in seeds.values()])]
             for (name, each), seeds in found.items()
-            if name in ("AR", best, *DIFFUSION)
+            if name in ("AR", best, PATIENT, *DIFFUSION)
         ]
         + [["held-out texts of people", "", *_variety([human])] for human in humans],
         ("4-grams: share of a text's, mean over texts; distinct: of all texts together, so more texts have fewer",),
@@ -175,7 +179,7 @@ def report(study: Study) -> Section:
     )
     shown = {
         f"{name}, {each} a step": _line(list(found[name, each].values()))
-        for name, each in [("AR", 1), *((best, each) for each in SHARES), *(("MDLM", each) for each in SHARES)]
+        for name, each in [("AR", 1), *((name, each) for name in (best, *DIFFUSION, PATIENT) for each in SHARES)]
         if (name, each) in found
     }
     drawn = svg("Quality against diversity", shown, ("entropy, nats", "generative perplexity"), log_y=True)
@@ -243,22 +247,26 @@ def ratio_at_equal_entropy(line: list[tuple[float, float]], own: list[tuple[floa
 
 
 def _targets(study: Study, found: dict[tuple[str, int], dict[int, Frontier]], best: str) -> list[Target]:
-    def compared(claim: str, one: tuple[str, int], other: tuple[str, int], bar: float, least: bool) -> Target:
+    def compared(
+        claim: str, one: tuple[str, int], other: tuple[str, int], bar: float, *, least: bool, seeds: Sequence[int]
+    ) -> Target:
         """On two frontiers, seed by seed."""
         own, theirs = found.get(one, {}), found.get(other, {})
         both = {seed: ratio_at_equal_entropy(_line([own[seed]]), _line([theirs[seed]])) for seed in own.keys() & theirs}
         ratios = {seed: ratio for seed, ratio in both.items() if ratio is not None}
         if both and not ratios:
             return Target(claim, "they share no range of entropies", None)
-        return ratio_target(claim, ratios, study.seeds, bar, least=least)
+        return ratio_target(claim, ratios, seeds, bar, least=least)
 
     targets = []
     for each in SHARES[1:]:
         claim = f"{each} tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy"
-        targets.append(compared(claim, (best, each), (best, 1), 1.1, least=False))
-    for each in SHARES[1:]:
-        claim = f"MDLM at {each} a step at least 1.5 times the perplexity of ARMD at {each}, at equal entropy"
-        targets.append(compared(claim, ("MDLM", each), (best, each), 1.5, least=True))
+        targets.append(compared(claim, (best, each), (best, 1), 1.1, least=False, seeds=study.seeds))
+    for masked in MASKED if study.runs(PATIENT) else MASKED[:1]:
+        seeds = study.seeds[:1] if masked == PATIENT else study.seeds
+        for each in SHARES[1:]:
+            claim = f"{masked}, at {each} a step at least 1.5 times the perplexity of ARMD at {each}, at equal entropy"
+            targets.append(compared(claim, (masked, each), (best, each), 1.5, least=True, seeds=seeds))
     return targets
 
 
