@@ -20,9 +20,10 @@ import pytest
 from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import UserError
+from armd.evals import Writing
 from armd.families import OrderSchedule
 from armd.files import hold
-from armd.presets import tiny
+from armd.presets import for_architecture, tiny
 from armd.reproduce import (
     EXPERIMENTS,
     Experiment,
@@ -354,6 +355,78 @@ def test_a_share_of_the_tokens_is_read_from_the_curve_and_the_best_bound_by_seed
     assert curves._best(study) == {0: 5, 1: 4.4}
     found["MDLM"].pop()
     assert curves._best(study) == {0: 5}
+
+
+def verdicts(targets: list[Target]) -> dict[str, tuple[str, bool | None]]:
+    return {target.claim: (target.found.split(" ")[0], target.met) for target in targets}
+
+
+def test_texts_by_steps_are_compared_as_claimed() -> None:
+    """Frontiers whose ratios are known: each claim is about the one it names, in the direction it says."""
+    found = {
+        (name, each): {seed: [{"entropy": e, "generative_perplexity": times * math.exp(e)} for e in (4.0, 4.5, 5.0)]
+                       for seed in (0, 1)}
+        for (name, each), times in {("ours", 1): 1.0, ("ours", 2): 1.05, ("ours", 4): 1.2, ("MDLM", 2): 2.1,
+                                    ("MDLM", 4): 1.5, (bases.PATIENT, 2): 1.05 * 1.6, (bases.PATIENT, 4): 1.2}.items()
+    }  # fmt: skip
+    for each in (2, 4):
+        found[bases.PATIENT, each].pop(1)
+    study: Any = SimpleNamespace(seeds=(0, 1), runs=lambda name: [1])
+    told = "a step at least 1.5 times the perplexity of ARMD at"
+    assert verdicts(table2._targets(study, found, "ours")) == {
+        "2 tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy": ("1.050", True),
+        "4 tokens a step at most 1.1 times the perplexity of one at a time, at equal entropy": ("1.200", False),
+        f"MDLM, at 2 {told} 2, at equal entropy": ("2.000", True),
+        f"MDLM, at 4 {told} 4, at equal entropy": ("1.250", False),
+        f"{bases.PATIENT}, at 2 {told} 2, at equal entropy": ("1.600", True),
+        f"{bases.PATIENT}, at 4 {told} 4, at equal entropy": ("1.000", False),
+    }
+
+
+def test_loss_against_tokens_is_compared_as_claimed() -> None:
+    def run(seed: int, last: float, early: float, order: str) -> SimpleNamespace:
+        curve = [(100, {order: early, "uniform": early + 1}), (300, {order: last, "uniform": last + 1})]
+        return SimpleNamespace(seed=seed, tokens=300, curve=lambda: curve)
+
+    log, bounds = math.log, {"MDLM": 1.0, "BD3-LM 16": 0.7, "BD3-LM 4": 0.6}
+    runs = {name: [run(s, log(100 * times), 9.0, "bound") for s in (0, 1)] for name, times in bounds.items()}
+    runs["ARMD"] = [run(s, 0.0, log(30 / math.e), "left_to_right") for s in (0, 1)]
+    by_name = {"ARMD": 51.9, "ARMD, no uniform orders": 50, "AR": 51, "AR + prefix": 50, "ARMD, strided": 52.9,
+               "ARMD, as many more steps": 50.9}  # fmt: skip
+    loss = {name: dict.fromkeys((0, 1), log(value)) for name, value in by_name.items()}
+    random = {"ARMD": 80, "ARMD, no uniform orders": 120, "MDLM": 100}
+    any_order = {name: dict.fromkeys((0, 1), log(value)) for name, value in random.items()}
+    study: Any = SimpleNamespace(seeds=(0, 1), runs=lambda name: runs.get(name, []))
+    found = verdicts(curves._targets(study, loss, any_order))
+    assert list(found.values()) == [
+        ("1.018", False), ("1.038", True), ("0.800", True),  # ours
+        ("0.980", True), ("1.000", True), ("1.200", False),  # without uniform orders
+        ("0.184", True), ("0.300", True), ("0.500", True),  # at a third of the tokens
+        ("1.019", True), ("1.039", False),  # strided
+    ]  # fmt: skip
+
+
+def test_texts_are_written_in_as_many_steps_as_claimed(data: Path, tmp_path: Path, monkeypatch) -> None:
+    """And the evaluator is larger than what it reads, and trained for longer."""
+    asked: list[Writing] = []
+
+    def judged(model: object, tokenizer: object, judge: object, writing: Writing, temperature: float) -> object:
+        asked.append(writing)
+        raise KeyError
+
+    monkeypatch.setattr(table2, "write_and_judge", judged)
+    monkeypatch.setattr(table2, "_judge", lambda study: None)
+    base = bases.own(Setting("small", 257, 256))
+    study: Any = SimpleNamespace(scale="small")
+    for architecture, each, steps in [("mdlm", 2, 128), ("mdlm", 4, 64), ("bd3lm", 2, 8), ("armd", 4, None)]:
+        run: Any = SimpleNamespace(config=for_architecture(base, architecture), load=lambda: (None, None))
+        with pytest.raises(KeyError):
+            table2.texts(study, run, each=each, temperature=1.0, samples=2, judge="")
+        assert asked[-1].length == 256 and (asked[-1].steps == steps if steps else asked[-1].streams == each)
+        assert asked[-1].mode == ("parallel" if architecture == "armd" else Writing(8).mode)
+    ours, larger = base, table2.evaluator(base)
+    assert larger.model.hidden_size > ours.model.hidden_size and larger.architecture == "ar"
+    assert larger.model.num_hidden_layers > ours.model.num_hidden_layers and larger.max_steps > ours.max_steps
 
 
 def test_muon_is_compared_with_the_best_adamw_of_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
