@@ -238,6 +238,10 @@ def test_the_best_checkpoint_is_kept(data: Path, tmp_path: Path, monkeypatch: py
     train(best, data, tmp_path / "run", resume=True, quiet=True)
     assert names(tmp_path / "run") == [6, 20, 24]
     assert state.best(tmp_path / "run", "left_to_right") == (state.checkpoints(tmp_path / "run")[0], 3.0)
+    model, tokenizer = armd.load(tmp_path / "run" / "best")
+    average = load_file(state.checkpoints(tmp_path / "run")[0] / "average.safetensors")
+    assert tokenizer is not None
+    assert all(torch.equal(weight, average[str(i)]) for i, weight in enumerate(model.parameters()))
 
 
 def test_the_average_is_what_is_published(whole: Path) -> None:

@@ -144,7 +144,8 @@ class TrainConfig:
     keep_last: int = 2
     """Newest checkpoints kept."""
     keep_best: bool = False
-    """Also keep, and at its validation save, the checkpoint best in left_to_right or else in the first eval order."""
+    """Also keep, and at its validation save, the checkpoint best in left_to_right or else in the first eval order; its
+    model lies in RUN/best."""
     on_bad_step: str = "stop"
     """A step whose loss or gradient is not finite, or whose loss is a spike: stop the run, or skip the step."""
     spike_factor: float = 0.0

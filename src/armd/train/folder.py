@@ -18,6 +18,9 @@ from armd.train.parallel import Ranks
 DONE = "done.json"
 """What the folder holds when all of the run is done and published."""
 
+BEST = "best"
+"""Where it holds the model with the lowest held-out loss so far, if `keep_best` is set."""
+
 
 @contextmanager
 def alone(run: Path, ranks: Ranks) -> Iterator[None]:

@@ -27,7 +27,7 @@ from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
 from armd.train.compiler import check_compiler
 from armd.train.config import TrainConfig, load_config, to_json
-from armd.train.folder import DONE, alone, check_run, last_validation, naming_last_good
+from armd.train.folder import BEST, DONE, alone, check_run, last_validation, naming_last_good
 from armd.train.gauge import Gauge
 from armd.train.guard import Guard
 from armd.train.log import Log, Silence
@@ -78,8 +78,8 @@ def train(
         config: the run.
         data: a folder made by `armd.data.prepare`.
         run: the run folder; it must be new unless `resume`.
-        resume: go on from the newest checkpoint; on one process the result equals that of a run never stopped, bit for
-            bit.
+        resume: go on from the newest checkpoint; on one process and a CPU the result equals that of a run never
+            stopped, bit for bit.
 
     Raises:
         UserError: config, data and run folder do not fit each other or are damaged, or the disk is full.
@@ -203,6 +203,8 @@ class Trainer:
                 else:
                     self._use(step, log, gauge)
                 best = self._due(config.eval_every) and self._validate(log, gauge)
+                if best:
+                    self._publish(self.folder / BEST)
                 if best or self._due(config.save_every):
                     self._save()
                 gauge.start()
@@ -296,17 +298,18 @@ class Trainer:
             ranks=self.ranks,
         )
         self.saved = self.done
-        self._publish()
+        self._publish(self.folder)
 
-    def _publish(self) -> None:
+    def _publish(self, folder: Path) -> None:
+        """Leave the model as it is now in a folder that can be loaded."""
         with _averaged(self.model, self.average):
             weights = state.gather(self.model.state_dict(), self.ranks)
-            self.ranks.on_first(lambda: checkpoint.save(self.model, self.folder, self.tokenizer, weights))
+            self.ranks.on_first(lambda: checkpoint.save(self.model, folder, self.tokenizer, weights))
 
     def _finish(self, start: int, seconds: float) -> TrainResult:
         self.ranks.check()
         if start == self.config.max_steps:  # it may have been killed between its last checkpoint and publishing that
-            self._publish()
+            self._publish(self.folder)
         model = self.model
         if self.replica.sharded:
             model, _ = self.ranks.attempt(lambda: checkpoint.load(self.folder, self.device))
