@@ -80,6 +80,16 @@ def test_no_number_without_its_protocol(words: str, folder: Path, capsys: pytest
         assert protocol["line"] in table.splitlines()
 
 
+def test_a_set_that_cannot_be_had_takes_nothing_from_the_others(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"zeroshot --model {folder}/run --sets wikitext2,ptb --data-dir {folder}/sets --json"
+    assert main(["evaluate", *words.split()]) == 2
+    shown = capsys.readouterr()
+    assert [each["set"] for each in json.loads(shown.out)["sets"]] == ["ptb"]
+    assert "holds no wiki.valid.raw" in shown.err and "Traceback" not in shown.err
+
+
 def test_zeroshot(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "zeroshot --model {f}/run --sets ptb --data-dir {f}/sets --orders left_to_right,uniform:2,strided:4"
     [ptb] = run_json(words, folder, capsys)["sets"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -85,18 +86,29 @@ def run_zero_shot(args: EvaluateZeroShot) -> None:
         if not draws_of(order):
             Family.parse(order).check(length)
     results: list[tuple[Protocol, dict[str, int], list[ZeroShot]]] = []
+    faults: list[str] = []  # a set that cannot be had takes nothing from those that can
     for name in names:
         say(f"reading {name}")
-        chunks = pack(read_set(name, args.split, args.data_dir), SETS[name][1], tokenizer, packing, length)
+        try:
+            chunks = pack(read_set(name, args.split, args.data_dir), SETS[name][1], tokenizer, packing, length)
+        except UserError as error:
+            faults.append(str(error))
+            continue
         protocol = zero_shot_protocol(name, args.split, args.protocol, tokenizer, chunks, args.texts)
         options = {"batch_size": args.batch_size, "seed": args.seed}
         scores = list(zero_shot(model, name, chunks, orders, texts=args.texts, **options))
         results.append((protocol, chunks.counts, scores))
-    if args.json:
+    if results and args.json:
         print(json_text({"sets": [_fields(*result) for result in results]}))
-        return
+    elif results:
+        _show(args.protocol, results)
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+def _show(family: str, results: Sequence[tuple[Protocol, dict[str, int], list[ZeroShot]]]) -> None:
     columns = ("set", "order", "blocks", "nats/token", "± s.e.", "perplexity", "word perplexity", "bits/byte", "note")
-    table = Table(*columns, title=f"zero-shot, protocol {args.protocol}")
+    table = Table(*columns, title=f"zero-shot, protocol {family}")
     for _, _, scores in results:
         for score in scores:
             table.add_row(*_row(score))

@@ -253,7 +253,7 @@ class NamedSet:
     """Where a named data set is, and what a document of it is.
 
     Attributes:
-        hub, configuration, column: on the Hugging Face hub.
+        hub, configuration, column, revision: on the Hugging Face hub.
         unit: row (a row of the hub, a line or record of a file), article (lines up to the next title) or file.
         files: split -> file names looked for in a data folder.
     """
@@ -263,6 +263,7 @@ class NamedSet:
     column: str
     unit: str
     files: Patterns
+    revision: str | None = None
 
 
 def _named(name: str) -> Patterns:
@@ -277,7 +278,12 @@ NAMED: dict[str, NamedSet] = {
     "wikitext2": NamedSet("Salesforce/wikitext", "wikitext-2-raw-v1", "text", "article", _WIKI),
     "wikitext103": NamedSet("Salesforce/wikitext", "wikitext-103-raw-v1", "text", "article", _WIKI),
     "ptb": NamedSet(
-        "ptb-text-only/ptb_text_only", None, "sentence", "row", {s: (f"ptb.{s}.txt", f"{s}.txt") for s in _WIKI}
+        "ptb-text-only/ptb_text_only",
+        None,
+        "sentence",
+        "row",
+        {s: (f"ptb.{s}.txt", f"{s}.txt") for s in _WIKI},
+        "refs/convert/parquet",  # `datasets` no longer runs the script that the set itself is
     ),
     "lambada": NamedSet("EleutherAI/lambada_openai", None, "text", "row", {"test": ("lambada_test*.jsonl*",)}),
     "text8": NamedSet("afmck/text8", None, "text", "file", {"train": ("text8*",)}),
@@ -358,7 +364,8 @@ def _hub(name: str, known: NamedSet, split: str) -> Iterator[Document]:
         raise UserError(f"{name}: loading by name needs `datasets`; pip install 'armd[data]' or --data-dir") from None
     part = "validation" if split == "valid" else split
     try:
-        for i, row in enumerate(datasets.load_dataset(known.hub, known.configuration, split=part, streaming=True)):
+        options = {"split": part, "streaming": True, "revision": known.revision}
+        for i, row in enumerate(datasets.load_dataset(known.hub, known.configuration, **options)):
             if row[known.column].strip() or known.unit == "article":
                 yield Document(f"{name}:{i}", row[known.column])
     except Exception as error:  # the hub client raises whatever its transport raised
