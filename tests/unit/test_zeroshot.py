@@ -147,10 +147,12 @@ def test_sets_are_read_from_files_of_their_own_kind(tmp_path: Path) -> None:
         list(read_set("moby"))
 
 
-def test_published_splits() -> None:
-    splits = {name: split for name, (split, _) in SETS.items()}
-    assert splits == {"wikitext2": "valid", "wikitext103": "valid", "ptb": "valid", "lm1b": "test", "lambada": "test",
-                      "ag_news": "test", "pubmed": "valid", "arxiv": "valid"}  # fmt: skip
+def test_published_splits_and_detokenizers() -> None:
+    assert SETS == {
+        "wikitext2": ("valid", "wikitext"), "wikitext103": ("valid", "wikitext"), "ptb": ("valid", "ptb"),
+        "lm1b": ("test", "lm1b"), "lambada": ("test", "lambada"), "ag_news": ("test", "none"),
+        "pubmed": ("valid", "scientific"), "arxiv": ("valid", "scientific"),
+    }  # fmt: skip
 
 
 def test_real_wikitext_has_its_known_size(shared: Path) -> None:

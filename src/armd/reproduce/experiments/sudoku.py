@@ -52,11 +52,11 @@ def models(setting: Setting) -> dict[str, Model]:
         weighting="late",
         precision="fp32",
         batch_size=16,
-        max_steps=3000,
-        eval_every=500,
+        max_steps=12_000,
+        eval_every=1000,
         eval_texts=128,
         eval_orders=("uniform", "left_to_right"),
-        save_every=500,
+        save_every=1000,
         keep_last=1,
     )
     return {NAME: Model(config)}
