@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from armd import watch
+from armd import load, watch
 from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import UserError
@@ -463,6 +463,11 @@ def test_plan_on_the_command_line(run: Path, capsys: pytest.CaptureFixture[str])
     assert kept[2] == pytest.approx(2 * kept[0], rel=0.03)
     assert main(["plan", "paper-small", "--architecture", "bd3lm"]) == 0
     assert f"bd3lm: {ratios[2]:.3f} times the operations" in capsys.readouterr().out
+    assert main(["plan", str(run / "run.json"), "--json"]) == 0  # a run, whatever it was
+    made = json.loads(capsys.readouterr().out)
+    assert sum(made["parameters"].values()) == load(run)[0].num_parameters()
+    assert [row["steps"] for row in made["budgets"]] == [load_config(run).max_steps]
+    one_line(["plan", str(run / "run.json"), "--vocab-size", "9"], "has a vocabulary of", capsys)
     sizes = {"hidden-size": 16, "num-hidden-layers": 1, "num-attention-heads": 2, "max-position-embeddings": 16}
     words = [word for name, size in sizes.items() for word in (f"--model.{name}", str(size))]
     assert main(["plan", "tiny", "--gpu", "cpu", "--against", str(run), *words, "--json"]) == 0

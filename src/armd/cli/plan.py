@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from armd.cli.terminal import parse
-from armd.cli.train import Architecture, Steps, describe_presets
+from armd.cli.train import describe_presets, fitted, preset_or_file
 from armd.errors import UserError
 from armd.files import json_text
 from armd.gpus import GPUS, get_accelerator
 from armd.memory import Memory
 from armd.plan import BUDGETS, BYTES, USABLE, VOCABULARIES, Machine, measured, plan
-from armd.presets import PRESETS, for_architecture, get_preset, with_steps
+from armd.presets import PRESETS
 from armd.quantities import count, duration
 from armd.train import TrainConfig, load_config
 
@@ -47,7 +47,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Plan(PlanOptions):
-    """Parameters, memory, days and cost of a preset: armd plan PRESET --gpus 8 --gpu h100 [--any.field VALUE]."""
+    """Parameters, memory, days and cost of a run: armd plan PRESET|FILE.json --gpus 8 [--any.field VALUE]."""
 
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = dataclasses.field(kw_only=True)
     """The run; every field of the preset can be set."""
@@ -59,27 +59,26 @@ def run_plan(argv: Sequence[str]) -> None:
         if not wants_help:
             raise UserError(f"armd plan: name a preset first: {', '.join(PRESETS)}")
         kinds = "|".join([*GPUS, "cpu"])
-        print(f"usage: armd plan PRESET [--gpus N] [--gpu {kinds}] [--any.field VALUE]\n\n{describe_presets()}")
+        print(
+            f"usage: armd plan PRESET|FILE.json [--gpus N] [--gpu {kinds}] [--any.field VALUE]\n\n{describe_presets()}"
+        )
         return
     name, prog = argv[0], f"armd plan {argv[0]}"
-    preset = get_preset(name)
+    preset = preset_or_file(name)
     if wants_help:
         parse(Plan, argv[1:], prog, Plan(config=preset(VOCABULARIES.get(name, BYTES), None)))
     options = parse(PlanOptions, argv[1:], prog, strict=False)
     size = VOCABULARIES.get(name, BYTES) if options.vocab_size is None else options.vocab_size
-    base = preset(size, None)
-    architecture = parse(Architecture, argv[1:], prog, strict=False).architecture
-    if architecture is not None:
-        base = for_architecture(base, architecture)
-    steps = parse(Steps, argv[1:], prog, strict=False).max_steps
-    if steps is not None and steps < base.max_steps:
-        base = with_steps(base, steps)
+    base, _ = fitted(preset(size, None), argv[1:], prog)
+    if options.vocab_size not in (None, base.model.vocab_size):
+        raise UserError(f"vocab_size={options.vocab_size}: {name} has a vocabulary of {base.model.vocab_size:,}")
     defaults = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     config = parse(Plan, argv[1:], prog, Plan(**defaults, config=base)).config
     if options.against is not None and config.precision == "auto":
         config = dataclasses.replace(config, precision=load_config(options.against).precision)
     machine = Machine(get_accelerator(options.gpu), options.gpus, options.utilisation, options.price_per_hour)
-    made = plan(config, machine, BUDGETS.get(name, (config.max_steps,)) if steps is None else (config.max_steps,))
+    budgets = BUDGETS.get(name, (config.max_steps,))
+    made = plan(config, machine, budgets if config.max_steps in budgets else (config.max_steps,))
     peak = machine.accelerator.peak(made["precision"])
     result: dict[str, Any] = {
         "preset": name,

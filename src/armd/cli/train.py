@@ -73,13 +73,7 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
         parse(Train, argv[1:], prog, Train(tyro.MISSING, tyro.MISSING, config=preset(257, 256)))
     paths = parse(TrainPaths, argv[1:], prog, strict=False)
     manifest = Manifest.load(paths.data)
-    base = preset(manifest.vocab_size, manifest.eos_id)
-    full, steps = base.max_steps, parse(Steps, argv[1:], prog, strict=False).max_steps
-    architecture = parse(Architecture, argv[1:], prog, strict=False).architecture
-    if architecture is not None:
-        base = for_architecture(base, architecture)
-    if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
-        base = with_steps(base, steps)
+    base, full = fitted(preset(manifest.vocab_size, manifest.eos_id), argv[1:], prog)
     config = parse(Train, argv[1:], prog, Train(paths.data, paths.out, config=base)).config
     if config.max_steps < full and ranks.first and not config.orders.schedule:
         o = config.orders
@@ -100,6 +94,17 @@ def _train(argv: Sequence[str], ranks: Ranks) -> None:
         if config.architecture == "armd"
         else f"Next: armd evaluate --model {paths.out} --data {paths.data} --orders {orders}"
     )
+
+
+def fitted(base: TrainConfig, argv: Sequence[str], prog: str) -> tuple[TrainConfig, int]:
+    """A run with what its architecture and its number of steps change in other fields; and its steps before that."""
+    full, steps = base.max_steps, parse(Steps, argv, prog, strict=False).max_steps
+    architecture = parse(Architecture, argv, prog, strict=False).architecture
+    if architecture is not None:
+        base = for_architecture(base, architecture)
+    if steps is not None and steps < full:  # a longer run keeps the phases, as the paper's longer runs do
+        base = with_steps(base, steps)
+    return base, full
 
 
 def preset_or_file(name: str) -> Preset:
