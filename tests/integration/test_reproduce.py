@@ -16,7 +16,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from armd import Armd, ArmdConfig, Order, nll
+from armd.baselines import MaskedDiffusion
 from armd.cli import main
 from armd.data import Document, prepare
 from armd.errors import UserError
@@ -42,7 +45,7 @@ from armd.reproduce import (
     report,
     train_all,
 )
-from armd.reproduce.experiments import curves, rates, recipes, table2, two_stream
+from armd.reproduce.experiments import curves, holes, rates, recipes, table2, two_stream
 from armd.reproduce.measures import perplexity_ratios, ratio_target
 from armd.reproduce.page import merged
 from armd.reproduce.run import paper_plan
@@ -429,6 +432,43 @@ def test_texts_are_written_in_as_many_steps_as_claimed(data: Path, tmp_path: Pat
     assert larger.model.num_hidden_layers > ours.model.num_hidden_layers and larger.max_steps > ours.max_steps
 
 
+def test_a_hole_is_read_knowing_what_its_column_says() -> None:
+    """The text after it tells where it may, and masked diffusion is asked for the same law in fewer passes."""
+    torch.manual_seed(0)
+    config = ArmdConfig(17, 32, 2, 1, 4, max_position_embeddings=12)
+    tokens, hole = torch.randint(17, (1, 12)), range(4, 7)
+    later = tokens.clone()
+    later[:, 7:] = (later[:, 7:] + 1) % 17
+    for model in (Armd(config).eval(), MaskedDiffusion(config).eval()):
+        for after in (False, True):
+            order, quick = (holes.hole_order(hole, 12, after, at_once) for at_once in (False, True))
+            asked = quick if isinstance(model, MaskedDiffusion) else order
+            before, changed = (nll(model, text, asked)[:, 4:7] for text in (tokens, later))
+            assert torch.equal(before, changed) != after
+            torch.testing.assert_close(before, nll(model, tokens, order)[:, 4:7])
+    template = torch.zeros(12, dtype=torch.bool)
+    template[4:7] = True
+    assert torch.equal(holes.hole_order(hole, 12, True, False).positions, Order.template(template).positions)
+    assert holes.hole_order(hole, 12, False, False).is_left_to_right
+
+
+def test_filled_holes_are_compared_as_claimed() -> None:
+    perplexities = {(holes.FILLER, True): 90, (holes.FILLER, False): 200, (holes.LEFT[1], False): 100}
+    nats = {(name, size, after): dict.fromkeys((0, 1), math.log(value))
+            for (name, after), value in perplexities.items() for size in holes.SIZES}  # fmt: skip
+    nats[holes.FILLER, 64, True] = dict.fromkeys((0, 1), math.log(110))
+    filled = [{"equal": 2, "texts": 2}, {"equal": 1, "texts": 2}]
+    study: Any = SimpleNamespace(seeds=(0, 1), runs=lambda name: [], values=lambda name, what, holes: filled)
+    found = list(verdicts(holes._targets(study, nats)).values())
+    assert found == [("0.900", True), ("0.900", True), ("1.100", False), ("a", None), ("12", False)]
+
+
+def test_a_story_is_five_whole_sentences() -> None:
+    text = "of it. One is here. Two? Three! Four was Mr. five. Five, that is all. Six and then"
+    assert holes.first_story(text) == ("One is here.", "Two?", "Three!", "Four was Mr. five.", "Five, that is all.")
+    assert holes.first_story(text.replace("Three! ", "")) is None
+
+
 def test_muon_is_compared_with_the_best_adamw_of_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     nats = {"AdamW": {0: 5.0, 1: 4.0}, "AdamW, WSD": {0: 4.5, 1: 4.2}, "Muon": {0: 4.5, 1: 3.0}, "Muon, WSD": {0: 1.0}}
     monkeypatch.setattr(recipes, "losses", lambda study, name: nats[name])
@@ -469,6 +509,8 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     for constant, value in {"LENGTH": 32, "SENTENCE": 16, "ABLATION_WIDTH": 24}.items():
         monkeypatch.setattr(bases, constant, value)
     monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
+    for constant, value in {"SIZES": {2: 4, 8: 4}, "HOLES": (1, 2), "FILLED": 2, "STORIES": 4}.items():
+        monkeypatch.setattr(holes, constant, value)
     for grid, families in (two_stream.GRID, ("strided", "uniform")), (two_stream.LONG, ("uniform",)):
         for length in list(grid):
             monkeypatch.delitem(grid, length)

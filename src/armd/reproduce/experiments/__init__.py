@@ -3,6 +3,7 @@
 from armd.reproduce.experiment import Experiment
 from armd.reproduce.experiments.curves import CURVES
 from armd.reproduce.experiments.exact import EXACT
+from armd.reproduce.experiments.holes import HOLES_FILLED
 from armd.reproduce.experiments.orders import ORDERS
 from armd.reproduce.experiments.patience import PATIENCE
 from armd.reproduce.experiments.queries import QUERIES
@@ -17,7 +18,7 @@ from armd.reproduce.experiments.two_stream import TWO_STREAM, TWO_STREAM_AGGREGA
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        CURVES, PATIENCE, RATES, TABLE1, TABLE2, TABLE3, EXACT, QUERIES, TWO_STREAM, TWO_STREAM_AGGREGATE,
+        CURVES, PATIENCE, RATES, TABLE1, TABLE2, TABLE3, EXACT, HOLES_FILLED, QUERIES, TWO_STREAM, TWO_STREAM_AGGREGATE,
         TWO_STREAM_LONG, ORDERS, RECIPES, SUDOKU,
     )
 }  # fmt: skip
