@@ -324,6 +324,8 @@ def test_the_paper_s_models_are_planned_once() -> None:
     assert ["table1", "MDLM"] in rows and ["table2", "MDLM"] not in rows and ["table3", "MDLM"] in rows
     armd = next(row for row in table.rows if row[:2] == ["table1", "ARMD"])
     assert armd[3] == "94.4B" and float(armd[4]) > 1  # 180,000 x 512 x 1,024 tokens
+    sizes = {row[1]: row[2:4] for row in table.rows if "iterations" in row[1]}
+    assert [tokens for _, tokens in sizes.values()] == ["210B", "157B", "65.5B"]  # 400K, medium 300K, LM1B 1M
 
 
 def test_one_two_stream_layer_is_judged_by_the_best_of_more(monkeypatch: pytest.MonkeyPatch) -> None:

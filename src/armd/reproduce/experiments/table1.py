@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from armd.evals import last_words, read_set
+from armd.presets import paper_medium, paper_small
 from armd.reproduce.bases import armd, as_in_the_paper, baselines
 from armd.reproduce.experiment import Experiment, Model, Section, Setting, Table
 from armd.reproduce.measures import called, zero_shot_scores
@@ -22,12 +23,22 @@ TEXTS = {"small": 128, "medium": 1024, "paper": None}
 """Chunks of a set that are scored, by scale; None: all."""
 PASSAGES = {"small": 256, "medium": 1024, "paper": None}
 """Passages of LAMBADA whose last word is asked for; masked diffusion takes a pass a token for each."""
-NAMES = ("ARMD", "ARMD, as in the paper", "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
 
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
-    return {"ARMD": Model(config), "ARMD, as in the paper": Model(as_in_the_paper(config)), **baselines(config)}
+    found = {"ARMD": Model(config), "ARMD, as in the paper": Model(as_in_the_paper(config)), **baselines(config)}
+    return found | (_more_of_the_paper(setting) if setting.scale == "paper" else {})
+
+
+def _more_of_the_paper(setting: Setting) -> dict[str, Model]:
+    """The other ARMD models of its table, whose schedules end long before they do."""
+    small, medium = (preset(setting.vocab_size, setting.eos_id) for preset in (paper_small, paper_medium))
+    return {
+        "ARMD, 400K iterations": Model(replace(small, max_steps=400_000)),
+        "ARMD medium": Model(medium),
+        "ARMD medium, 300K iterations": Model(replace(medium, max_steps=300_000)),
+    }
 
 
 def last_word(study: Study, run: Run, *, content: str, passages: int | None) -> dict[str, Any]:
@@ -51,7 +62,7 @@ def report(study: Study) -> Section:
             )
             for data, content in sets.items()
         }
-        for name in NAMES
+        for name in study.names
     }
     by_word = {
         called(study, name): [spread([each["word_perplexity"] for each in by_set[data]], ",.0f") for data in sets]
@@ -86,7 +97,7 @@ def report(study: Study) -> Section:
 
 def _last_words(study: Study, content: str) -> Table:
     rows, terms = [], dict[str, None]()
-    for name in NAMES:
+    for name in study.names:
         found = study.values(name, last_word, content=content, passages=PASSAGES[study.scale])
         accuracy = spread([100 * each["accuracy"] for each in found], ".1f")
         rows.append([called(study, name), accuracy, spread([each["perplexity"] for each in found], ",.0f")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from armd.reproduce.bases import as_in_the_paper, baselines, sentences
 from armd.reproduce.experiment import Experiment, Model, Section, Setting, Table
@@ -11,18 +12,19 @@ from armd.reproduce.page import spread
 from armd.reproduce.paper import LM1B
 from armd.reproduce.study import Study
 
-NAMES = ("ARMD", "ARMD, as in the paper", "AR", "AR + prefix", "MDLM", "BD3-LM 16", "BD3-LM 4")
-
 
 def models(setting: Setting) -> dict[str, Model]:
     config = sentences(setting)
-    return {"ARMD": Model(config), "ARMD, as in the paper": Model(as_in_the_paper(config)), **baselines(config)}
+    found = {"ARMD": Model(config), "ARMD, as in the paper": Model(as_in_the_paper(config)), **baselines(config)}
+    if setting.scale == "paper":
+        found["ARMD, 1M iterations"] = Model(replace(config, max_steps=1_000_000))
+    return found
 
 
 def report(study: Study) -> Section:
     nats = {
         name: [score(study, run, main_order(run), texts=1024)["nats_per_token"] for run in study.runs(name)]
-        for name in NAMES
+        for name in study.names
     }
     rows = [
         [called(study, name), spread(values), spread([math.exp(v) for v in values], ".2f")]
