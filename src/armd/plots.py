@@ -59,7 +59,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs of some folders, named by them, in full where two share a name.
 
     Raises:
-        UserError: a folder is no run, is given twice, or holds no records; or its records are damaged.
+        UserError: a folder is no run, or is given twice; records are damaged, or there are none in any of them.
     """
     runs = []
     for folder in folders:
@@ -68,10 +68,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if folders.count(folder) > 1:
             raise UserError(f"run folder {folder} is given twice")
         config, records = load_config(folder), read_metrics(folder)
-        if not records:
-            raise UserError(f"{folder / 'metrics.jsonl'} holds no record yet")
         alone = [other.resolve().name for other in folders].count(folder.resolve().name) == 1
         runs.append(Run(folder.resolve().name if alone else str(folder), config, records))
+    if not any(run.records for run in runs):
+        raise UserError(f"{', '.join(str(folder / 'metrics.jsonl') for folder in folders)} holds no record yet")
     return runs
 
 

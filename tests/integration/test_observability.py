@@ -332,6 +332,16 @@ def test_a_plot_has_a_line_for_each_run_in_each_chart(run: Path, tmp_path: Path)
     assert shown.count("tokens →") == 3 and shown.count("↑ nats per token") == 3
 
 
+def test_a_run_that_has_just_begun_hides_no_other(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "begun")
+    (tmp_path / "begun" / "metrics.jsonl").unlink()
+    drawn = picture([str(tmp_path / "begun"), str(run), "--key", "loss"], tmp_path / "plot.svg")
+    assert {"run", "begun"} <= set(texts(drawn))
+    [chart] = [e for e in drawn.iter() if e.get("role") == "img"]
+    drawn_as = {group.get("class"): [e for e in group.iter() if e.get("class") == "line"] for group in chart.iter("*")}
+    assert drawn_as["r1"] and not drawn_as.get("r0")
+
+
 def test_runs_beyond_the_colours_are_dashed(run: Path, tmp_path: Path) -> None:
     copies = [str(shutil.copytree(run, tmp_path / f"copy-{i}")) for i in range(9)]
     drawn = picture([*copies, "--key", "loss"], tmp_path / "plot.svg")
