@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import typing
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,18 +49,8 @@ class TokenDataset:
                 f"{folder} {split} holds {self.tokens} tokens, too few for one text of {length}; "
                 "give more text or a shorter length"
             )
-        dtype = np.dtype(manifest.dtype)
-        self._shards: list[np.ndarray] = []
-        self._files: list[tuple[Path, os.stat_result]] = []
-        for shard in part.shards:
-            path = self.folder / shard.file
-            size, wanted = path.stat().st_size if path.is_file() else None, shard.tokens * dtype.itemsize
-            if size != wanted:
-                state = "is missing" if size is None else f"has {size} bytes, not {wanted}"
-                raise UserError(f"shard {path} {state}; prepare the data again")
-            self._shards.append(np.memmap(path, dtype=dtype, mode="r"))
-            self._files.append((path, path.stat()))
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._shards = [_Shard(self.folder / shard.file, shard.tokens, manifest.dtype) for shard in part.shards]
+        self._ends = np.cumsum([shard.tokens for shard in part.shards])
 
     @property
     def bytes_per_token(self) -> float:
@@ -117,9 +108,7 @@ class TokenDataset:
         while missing:
             start %= self.tokens
             shard = int(np.searchsorted(self._ends, start, side="right"))
-            self._check_unchanged(shard)
-            first = int(self._ends[shard]) - len(self._shards[shard])
-            parts.append(self._shards[shard][start - first : start - first + missing])
+            parts.append(self._shards[shard].read(start - int(self._ends[shard]), missing))
             start, missing = start + len(parts[-1]), missing - len(parts[-1])
         ids = np.concatenate(parts).astype(np.int64)
         if ids.max() >= self.vocab_size:
@@ -127,15 +116,35 @@ class TokenDataset:
             raise UserError(f"{ring} hold id {ids.max()}, above the vocabulary of {self.vocab_size}: prepare it again")
         return ids
 
-    def _check_unchanged(self, shard: int) -> None:
-        """Before every read, which costs a microsecond: to read what was cut off a mapped file kills the process."""
-        path, before = self._files[shard]
+
+class _Shard:
+    """A file of tokens, kept open. It is not mapped: to read what was cut off a mapped file kills the process."""
+
+    def __init__(self, path: Path, tokens: int, dtype: str) -> None:
+        self.path, self.tokens, self.dtype = path, tokens, np.dtype(dtype)
+        size, wanted = path.stat().st_size if path.is_file() else None, tokens * self.dtype.itemsize
+        if size != wanted:
+            state = "is missing" if size is None else f"has {size} bytes, not {wanted}"
+            raise UserError(f"shard {path} {state}; prepare the data again")
         try:
-            now = path.stat()
+            self._file = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise UserError(f"shard {path} vanished during the run: {error.strerror}") from None
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise UserError(f"shard {path} was changed during the run; prepare the data again")
+            raise UserError(f"shard {path} cannot be read: {error.strerror}") from None
+        weakref.finalize(self, os.close, self._file)
+        self._changed = os.fstat(self._file).st_mtime_ns
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Up to `count` tokens; `start` counts from the end of the file, below 0."""
+        try:
+            unchanged = self.path.stat().st_mtime_ns == self._changed
+            found = os.pread(self._file, count * self.dtype.itemsize, (self.tokens + start) * self.dtype.itemsize)
+        except FileNotFoundError as error:
+            raise UserError(f"shard {self.path} vanished during the run: {error.strerror}") from None
+        except OSError as error:
+            raise UserError(f"shard {self.path} cannot be read: {error.strerror}") from None
+        if not unchanged or len(found) < min(count, -start) * self.dtype.itemsize:
+            raise UserError(f"shard {self.path} was changed during the run; prepare the data again")
+        return np.frombuffer(found, dtype=self.dtype)
 
 
 @typing.runtime_checkable
