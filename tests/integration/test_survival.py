@@ -210,6 +210,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert_same(whole, run)
 
 
+def test_a_run_begun_with_another_torch_is_told_so(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    told = json.loads((run / "run.json").read_text())
+    for torch_version, lines in ((torch.__version__, 0), ("1.0.0", 1)):
+        told["versions"]["torch"] = torch_version
+        (run / "run.json").write_text(json.dumps(told))
+        capsys.readouterr()
+        train(config(), data, run, resume=True)
+        assert capsys.readouterr().err.count("torch 1.0.0: other versions may compute other bits") == lines
+
+
 def test_what_is_saved_after_a_damaged_checkpoint_is_kept(data: Path, whole: Path, tmp_path: Path) -> None:
     """Saved at a step before it, too: the damaged one is not the newest of those to keep."""
     run, kept = tmp_path / "run", config(keep_last=1)
@@ -283,7 +297,7 @@ def test_only_fields_of_execution_may_change_on_resume(data: Path, tmp_path: Pat
 def test_data_lost_during_a_run_costs_no_step(
     data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """The shard is removed, or cut to nothing: to read it then would kill the process by SIGBUS."""
+    """The shard is removed, or cut to nothing, which would kill a process that had mapped it by SIGBUS."""
     moved, step = tmp_path / "data", loops.train_step
     shutil.copytree(data, moved)
     (shard,) = moved.glob("train*.bin")

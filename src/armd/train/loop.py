@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import armd
 from armd import checkpoint
 from armd.data import Manifest, TokenDataset, Tokenizer
 from armd.errors import TrainingStopped, UserError
-from armd.files import write_json
+from armd.files import read_json, write_json
 from armd.gpus import prefers_bfloat16
 from armd.heap import keep_freed_memory
 from armd.model import Transformer
@@ -126,7 +127,7 @@ class Trainer:
         self.optimiser = optim.build(self.model, config.optim)
         self.average = [p.detach().clone() for p in self.model.parameters()] if config.optim.ema else []
         self.guard = Guard(config)
-        self.done, self.valid, self.damaged = 0, dict[str, float](), list[str]()
+        self.done, self.valid, self.noticed = 0, dict[str, float](), list[str]()
 
     def _read(self, data: Path, resume: bool) -> None:
         """Everything that may be wrong with files, before any work is done."""
@@ -145,6 +146,7 @@ class Trainer:
             load_writer()  # absent, it is missed now and not after the run is made
         self.identity = {"config": to_json(config), "data": Manifest.load(data).digest}
         self.identity["plugins"] = config.check_plugins()
+        self.identity["versions"] = {"armd": armd.__version__, "torch": torch.__version__}
         check_run(self.folder, self.identity, resume)
         if self.ranks.local == 0:  # once on every machine
             for part in (self.train_set, self.valid_set):
@@ -157,7 +159,8 @@ class Trainer:
 
     def _check_same(self, first: dict[str, Any]) -> None:
         if self.identity != first:
-            what = "options" if self.identity["data"] == first["data"] else "data"
+            words = {"config": "options", "versions": "versions of armd or torch"}
+            what = next(words.get(key, key) for key, value in first.items() if self.identity[key] != value)
             raise UserError(f"process {self.ranks.rank} has other {what} than process 0; start all with the same")
 
     def _start_from(self) -> None:
@@ -179,7 +182,11 @@ class Trainer:
 
     def _restore(self) -> None:
         parts = self.model, self.average, self.optimiser
-        progress, self.damaged = state.restore_newest(self.folder, *parts, self.ranks)
+        progress, self.noticed = state.restore_newest(self.folder, *parts, self.ranks)
+        before = read_json(self.folder / "run.json").get("versions")
+        if isinstance(before, dict) and before != self.identity["versions"]:
+            told = ", ".join(f"{name} {version}" for name, version in before.items())
+            self.noticed.append(f"begun with {told}: other versions may compute other bits")
         self.done, self.valid = progress.step, progress.valid
         if progress.guard:
             self.guard.restore(progress.guard)
@@ -211,7 +218,7 @@ class Trainer:
         return self._finish(start, time.monotonic() - began)
 
     def _greet(self, log: Log | Silence) -> None:
-        for what in self.damaged:
+        for what in self.noticed:
             log.say(f"{what}; going on from step {self.done}")
         size, where = self.model.num_parameters(), f"{self.device}{self.ranks}, {self.config.precision}"
         log.say(f"training {size:,} parameters on {self.train_set.tokens:,} tokens, {where}, into {self.folder}")
