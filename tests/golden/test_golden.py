@@ -18,8 +18,8 @@ from armd.presets import tiny
 from armd.train import OptimConfig, optim
 from armd.train.batches import make_batch
 from armd.train.guard import Guard
-from armd.train.loop import train_step
 from armd.train.parallel import Replica
+from armd.train.step import train_step
 
 CURVE = Path(__file__).with_name("curve.json")
 

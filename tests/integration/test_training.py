@@ -29,6 +29,7 @@ from armd.train.folder import alone
 from armd.train.log import Log, read_metrics
 from armd.train.muon import Muon
 from armd.train.optim import learning_rate
+from armd.train.step import validate
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +440,7 @@ def test_a_validation_does_not_depend_on_the_batch_size(data: Path, tmp_path: Pa
     valid = armd.data.TokenDataset(data, "valid", 32)
     torch.manual_seed(0)
     replica = parallel.Replica(armd.Armd(config.model), config)
-    one, other = (loops.validate(replica, valid, replace(config, batch_size=size)) for size in (4, 5))
+    one, other = (validate(replica, valid, replace(config, batch_size=size)) for size in (4, 5))
     assert one == pytest.approx(other, abs=1e-6)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +20,7 @@ from armd.files import read_json, write_json
 from armd.gpus import prefers_bfloat16
 from armd.heap import keep_freed_memory
 from armd.model import Transformer
-from armd.orders import generator
-from armd.train import optim, parallel, state
+from armd.train import average, optim, parallel, state
 from armd.train.batches import Batch, Batches
 from armd.train.board import load_writer
 from armd.train.compiler import check_compiler
@@ -34,6 +31,7 @@ from armd.train.guard import Guard
 from armd.train.log import Log, Silence
 from armd.train.parallel import Ranks, Replica
 from armd.train.signals import Flag, interruptible
+from armd.train.step import Step, train_step, validate
 
 
 @dataclass(frozen=True)
@@ -93,15 +91,6 @@ def train(
         with alone(run, ranks), naming_last_good(run), parallel.agreeing(ranks):
             trainer.stand(resume)
             return trainer.run(quiet)
-
-
-class Step(NamedTuple):
-    """What a step tells: order family, nats per token, gradient norm, and why it was not used (None: it was)."""
-
-    family: str
-    loss: float
-    grad_norm: float
-    fault: str | None
 
 
 class Trainer:
@@ -244,8 +233,7 @@ class Trainer:
         """What follows a step that reached the weights."""
         optimising = self.config.optim
         if self.average:
-            average, weights = parallel.own(self.average), parallel.own(self.model.parameters())
-            optim.update_average(average, weights, optimising.ema, self.done - 1)
+            average.update(self.average, self.model.parameters(), optimising.ema, self.done - 1)
         gauge.stop(step.family, step.loss)
         if self._due(self.config.log_every):
             lr, measured = optim.learning_rate(self.done - 1, self.config.max_steps, optimising), gauge.read()
@@ -270,7 +258,7 @@ class Trainer:
         """Validate and tell; returns whether this is to be saved as the best checkpoint so far."""
         self.valid = {}
         try:
-            with _averaged(self.model, self.average):
+            with average.standing_in(self.model, self.average):
                 self.valid = validate(self.replica, self.valid_set, self.config)
         except UserError:  # a shard is gone; the steps are not
             self._keep()
@@ -309,7 +297,7 @@ class Trainer:
 
     def _publish(self, folder: Path) -> None:
         """Leave the model as it is now in a folder that can be loaded."""
-        with _averaged(self.model, self.average):
+        with average.standing_in(self.model, self.average):
             weights = state.gather(self.model.state_dict(), self.ranks)
             self.ranks.on_first(lambda: checkpoint.save(self.model, folder, self.tokenizer, weights))
 
@@ -321,61 +309,10 @@ class Trainer:
         if self.replica.sharded:
             model, _ = self.ranks.attempt(lambda: checkpoint.load(self.folder, self.device))
         elif self.average:
-            _copy(self.average, model.parameters())
+            average.copy(self.average, model.parameters())
         valid = self.valid or last_validation(self.folder)
         self.ranks.on_first(lambda: write_json(self.folder / DONE, {"step": self.done, "valid": valid}))
         return TrainResult(self.folder, model.eval(), valid, seconds)
-
-
-def train_step(
-    replica: Replica, optimiser: torch.optim.Optimizer, batch: Batch, step: int, config: TrainConfig, guard: Guard
-) -> Step:
-    """One optimiser step on this process's rows of the global batch."""
-    # Dropout: the processes draw differently, one process as ever.
-    torch.manual_seed(int(generator(config.seed, step, 2, *filter(None, [replica.ranks.rank])).initial_seed()))
-    replica.model.train()
-    rate = optim.learning_rate(step, config.max_steps, config.optim)
-    optim.set_rates(optimiser, rate / config.optim.lr)
-    optimiser.zero_grad(set_to_none=True)
-    losses = []
-    for i, (tokens, draw) in enumerate(batch.parts):
-        with replica.accumulating(last=i == len(batch.parts) - 1):
-            with _autocast(tokens.device, config):
-                part = replica(tokens, draw, config.weighting) / len(batch.parts)
-            part.backward()
-        losses.append(part.detach())
-    total = torch.stack(losses).sum().item()  # one wait for the device, however many passes
-    total = replica.ranks.sum(total)[0] / replica.ranks.size
-    norm = replica.clip(config.optim.grad_clip)
-    fault = guard.fault(batch.family, total, norm)
-    if fault is None:  # a bad step never reaches the weights
-        optimiser.step()
-    return Step(batch.family, total, norm, fault)
-
-
-@torch.no_grad()
-def validate(replica: Replica, dataset: TokenDataset, config: TrainConfig) -> dict[str, float]:
-    """Held-out nats per token of each order family, always on the same texts and orders, in passes like training's."""
-    at_once = replica.micro * replica.ranks.size
-    spread = dataset.spread(config.eval_texts)
-    texts = spread.eval_windows()
-    totals = [0.0] * len(config.eval_orders)
-    with replica.evaluating():
-        for i, name in enumerate(config.eval_orders):
-            draw = config.held_out_draw(name, texts)
-            for start in range(0, texts, at_once):
-                rows = replica.ranks.rows(min(at_once, texts - start))
-                mine = range(start + rows.start, start + rows.stop) or range(start, start + 1)  # all go on in step
-                tokens = replica.ranks.attempt(partial(spread.eval_batch, mine.start, len(mine)))
-                tokens = tokens.to(replica.model.device)
-                with _autocast(tokens.device, config):
-                    nats = replica(tokens, draw.rows(torch.tensor(mine)))
-                totals[i] += nats.double().mean(dim=1).sum().item() if rows else 0.0
-    return {name: total / texts for name, total in zip(config.eval_orders, replica.ranks.sum(*totals), strict=True)}
-
-
-def _autocast(device: torch.device, config: TrainConfig) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def _check_finite(step: int, values: dict[str, float]) -> None:
@@ -386,26 +323,3 @@ def _check_finite(step: int, values: dict[str, float]) -> None:
 
 def _largest(tensors: list[Tensor]) -> float:
     return torch.stack([tensor.abs().max() for tensor in tensors if tensor.numel()]).max().item()
-
-
-# ---- weights in and out ----------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _copy(source: list[Tensor], target: Iterator[Tensor]) -> None:
-    for value, weight in zip(parallel.own(source), parallel.own(target), strict=True):
-        weight.copy_(value)
-
-
-@contextmanager
-def _averaged(model: Transformer, average: list[Tensor]) -> Iterator[None]:
-    """Within the context the model holds the moving average, if the run keeps one."""
-    if not average:
-        yield
-        return
-    weights = [p.detach().clone() for p in model.parameters()]
-    _copy(average, model.parameters())
-    try:
-        yield
-    finally:
-        _copy(weights, model.parameters())

@@ -1,13 +1,12 @@
-"""Optimiser, learning rate, and the moving average of the weights."""
+"""Optimiser and learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from armd.train.config import OptimConfig
 from armd.train.muon import Muon
@@ -80,11 +79,3 @@ def learning_rate(step: int, max_steps: int, config: OptimConfig) -> float:
     if config.schedule == "wsd":
         return config.lr * min(1.0, max(max_steps - step, 0) / max(config.decay_share * max_steps, 1))
     return config.lr
-
-
-@torch.no_grad()
-def update_average(average: Iterable[Tensor], weights: Iterable[Tensor], decay: float, step: int) -> None:
-    """Exponential moving average, with a shorter memory in the first steps."""
-    decay = min(decay, (1 + step) / (10 + step))
-    for mean, weight in zip(average, weights, strict=True):
-        mean.lerp_(weight, 1 - decay)

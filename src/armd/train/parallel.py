@@ -17,7 +17,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
@@ -322,6 +322,6 @@ def share(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def own(tensors: Sequence[Tensor] | Iterator[Tensor]) -> list[Tensor]:
+def own(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What of the tensors lies in this process, without gradients; writing to it writes to them."""
     return [(t.to_local() if isinstance(t, DTensor) else t).detach() for t in tensors]
