@@ -64,6 +64,7 @@ ORDERS: dict[str, Callable[[int, int, torch.Generator], Order]] = {
     "reinsert": lambda b, n, g: Order.reinsert(b, n, 3, generator=g),
     "strided": lambda b, n, g: Order.strided(b, n, 4),
     "infill": lambda b, n, g: Order.infill(b, n, generator=g),
+    "spans": lambda b, n, g: Order.spans(b, n, 3, generator=g),
     "random_blocks": lambda b, n, g: Order.from_masking_times(torch.randint(0, 4, (b, n), generator=g)),
     "one_block": lambda b, n, g: Order.from_masking_times(torch.zeros(b, n)),
 }

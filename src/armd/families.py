@@ -28,8 +28,9 @@ FAMILIES: dict[str, OrderFamily] = {
     "strided": lambda batch, length, streams, g: Order.strided(batch, length, streams),
     "strided_sequential": lambda batch, length, streams, g: Order.strided(batch, length, streams).sequential(),
     "infill": lambda batch, length, _, g: Order.infill(batch, length, generator=g),
+    "spans": lambda batch, length, size, g: Order.spans(batch, length, size, generator=g),
 }
-TAKES_ARGUMENT = ("reinsert", "subset", "strided", "strided_sequential")
+TAKES_ARGUMENT = ("reinsert", "subset", "strided", "strided_sequential", "spans")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Family:
             return
         if self.name in ("reinsert", "subset") and self.argument > length:
             raise UserError(f"{where} {self}: rho={self.argument} exceeds the {length} tokens of a text")
+        if self.name == "spans" and self.argument > length:
+            raise UserError(f"{where} {self}: size={self.argument} exceeds the {length} tokens of a text")
         if self.name.startswith("strided") and length % self.argument:
             raise UserError(f"{where} {self}: streams={self.argument} does not divide the {length} tokens of a text")
 

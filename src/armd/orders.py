@@ -255,6 +255,19 @@ class Order:
         text = _arange(batch, length)
         return cls.template((text >= start) & (text < start + size)).sequential()
 
+    @classmethod
+    def spans(cls, batch: int, length: int, size: int, *, generator: torch.Generator | None = None) -> Order:
+        """Training order for templates: many holes of 1..size tokens, half of the text, are written last (as in T5).
+
+        So most tokens of holes have text on both sides nearby (Raffel et al., 2020), which in one long span few have.
+        """
+        _check_size(batch, length)
+        _check_range("size", size, 1, length)
+        pieces = torch.randint(1, size + 1, (batch, length), generator=generator)
+        piece = torch.searchsorted(pieces.cumsum(dim=1), _arange(batch, length).contiguous(), right=True)
+        kept = torch.randint(2, (batch, 1), generator=generator)  # whether the text begins with a hole
+        return cls.template((piece + kept) % 2 == 0).sequential()
+
 
 # ---- small helpers ---------------------------------------------------------------------------------------------------
 

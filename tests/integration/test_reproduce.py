@@ -240,8 +240,9 @@ def test_a_fingerprint_is_of_what_a_function_does() -> None:
 
     same = [fingerprint(made(text)) for text in ("def f(x): return x + 1", "# why\n\ndef f(x):\n    return x + 1")]
     other = [fingerprint(made(text)) for text in ("def f(x): return x + 2", "def f(x): return abs(x)",
-             "def g(x): return 1\ndef f(x): return g(x)", "def g(x): return 2\ndef f(x): return g(x)")]  # fmt: skip
-    assert same[0] == same[1] and len({same[0], *other}) == 5
+             "def g(x): return 1\ndef f(x): return g(x)", "def g(x): return 2\ndef f(x): return g(x)",
+             "K = {4: [1]}\ndef f(x): return K[x]", "K = {4: [2]}\ndef f(x): return K[x]")]  # fmt: skip
+    assert same[0] == same[1] and len({same[0], *other}) == 7
 
 
 def test_held_out_texts_come_from_all_of_the_split(data: Path, tmp_path: Path) -> None:
@@ -455,19 +456,28 @@ def test_a_hole_is_read_knowing_what_its_column_says() -> None:
 
 
 def test_filled_holes_are_compared_as_claimed() -> None:
-    perplexities = {(holes.FILLER, True): 90, (holes.FILLER, False): 200, (holes.LEFT[1], False): 100}
-    nats = {(name, size, after): dict.fromkeys((0, 1), math.log(value))
-            for (name, after), value in perplexities.items() for size in holes.SIZES}  # fmt: skip
-    nats[holes.FILLER, 64, True] = dict.fromkeys((0, 1), math.log(110))
-    filled = [{"equal": 2, "texts": 2}, {"equal": 1, "texts": 2}]
-    study: Any = SimpleNamespace(seeds=(0, 1), runs=lambda name: [], values=lambda name, what, holes: filled)
-    found = list(verdicts(holes._targets(study, nats)).values())
-    assert found == [("0.900", True), ("0.900", True), ("1.100", False), ("a", None), ("12", False)]
+    perplexities = {(holes.SHORT, True): 90, (holes.SHORT, False): 200, (holes.LEFT[1], False): 100}
+    found = {(name, size, after): {seed: [math.log(value)] for seed in (0, 1)}
+             for (name, after), value in perplexities.items() for size in holes.SIZES}  # fmt: skip
+    found[holes.SHORT, 64, True] = {seed: [math.log(100), math.log(121)] for seed in (0, 1)}
+    study: Any = SimpleNamespace(seeds=(0, 1), runs=lambda name: [name] * (name == holes.SHORT))
+    filled = {1: [{"equal": 2, "texts": 2}], 4: [{"equal": 1, "texts": 2}]}
+    told = holes._gains(study, found).rows
+    assert told == [[holes.SHORT, *["0.799 ± 0.000"] * 4, "0.598 ± 0.000", "0.503 ± 0.000"]]
+    study.runs = lambda name: []
+    verdict = list(verdicts(holes._targets(study, found, filled)).values())
+    assert verdict == [("0.900", True), ("0.900", True), ("1.100", False), ("a", None), ("3", False)]
+
+
+def test_holes_stand_apart() -> None:
+    assert holes.places(2, 3, 12) == [range(2, 5), range(7, 10)]
+    with pytest.raises(UserError, match="2 holes of 5 tokens do not fit apart into 12"):
+        holes.places(2, 5, 12)
 
 
 def test_a_story_is_five_whole_sentences() -> None:
-    text = "of it. One is here. Two? Three! Four was Mr. five. Five, that is all. Six and then"
-    assert holes.first_story(text) == ("One is here.", "Two?", "Three!", "Four was Mr. five.", "Five, that is all.")
+    text = 'of it. One is here. "Two?" Three! Four was Mr. Five. He said: "Five." Six and then'
+    assert holes.first_story(text) == ("One is here.", '"Two?"', "Three!", "Four was Mr. Five.", 'He said: "Five."')
     assert holes.first_story(text.replace("Three! ", "")) is None
 
 
@@ -511,7 +521,7 @@ def test_every_report_is_made(name: str, data: Path, tmp_path: Path, monkeypatch
     for constant, value in {"LENGTH": 32, "SENTENCE": 16, "ABLATION_WIDTH": 24}.items():
         monkeypatch.setattr(bases, constant, value)
     monkeypatch.setitem(bases.SIZES, "small", replace(bases.SIZES["small"], steps=16, texts=1))
-    for constant, value in {"SIZES": {2: 4, 8: 4}, "HOLES": (1, 2), "FILLED": 2, "STORIES": 4}.items():
+    for constant, value in {"SIZES": {2: 4, 8: 4}, "HOLES": (1, 2), "HOLE": 4, "FILLED": 2, "WINDOWS": 4}.items():
         monkeypatch.setattr(holes, constant, value)
     for grid, families in (two_stream.GRID, ("strided", "uniform")), (two_stream.LONG, ("uniform",)):
         for length in list(grid):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import gzip
 import itertools
 import json
 import lzma
+import pickle
 import re
 import subprocess
 import sys
@@ -432,6 +435,17 @@ def test_an_epoch_visits_every_window_once(tmp_path: Path) -> None:
     assert len(torch.unique(batches)) == windows * 64 > T - 64
     second = torch.cat([dataset.batch(s, 1, seed=5) for s in range(windows, 2 * windows)])
     assert len(torch.unique(second)) == windows * 64 and not torch.equal(second, batches)
+
+
+def test_a_copy_of_a_data_set_reads_its_own_files(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    dataset = TokenDataset(tmp_path / "d", "train", 32)
+    wanted, twin = dataset.batch(3, 4, seed=1), copy.deepcopy(dataset)
+    sent = pickle.dumps(dataset)
+    del dataset
+    gc.collect()
+    with (tmp_path / "d" / "manifest.json").open() as _:  # takes the descriptor that the first one closed
+        assert all(torch.equal(each.batch(3, 4, seed=1), wanted) for each in (twin, pickle.loads(sent)))
 
 
 def test_a_window_is_a_function_of_seed_and_step(tmp_path: Path) -> None:

@@ -91,6 +91,19 @@ def test_infill_writes_one_span_last() -> None:
     assert max(sizes) == 5 and len(sizes) >= 5
 
 
+def test_spans_are_many_short_holes_written_last() -> None:
+    order = Order.spans(300, 40, 4, generator=torch.Generator().manual_seed(0))
+    assert order.is_sequential
+    sizes, share, opening = set(), 0.0, set()
+    for row in order.positions.tolist():
+        known = next((n for n in range(1, 40) if row[n] < row[n - 1]), 40)  # ranks of what is not in a hole
+        holes = sorted(row[known:])
+        runs = [place for place in holes if place - 1 not in holes]
+        sizes |= {next(k for k in range(1, 41) if first + k not in holes) for first in runs}
+        share, opening = share + len(holes) / 40 / 300, opening | {row[0] > 0}
+    assert sizes == {1, 2, 3, 4} and opening == {True, False} and share == pytest.approx(0.5, abs=0.03)
+
+
 @given(st.integers(0, 10_000), st.integers(1, 4), st.sampled_from([4, 8, 12]), st.sampled_from(sorted(FAMILIES)))
 def test_every_family_gives_valid_orders(seed: int, batch: int, length: int, name: str) -> None:
     order = Family(name, 4 if name in TAKES_ARGUMENT else 0).order(batch, length, generator(seed))
@@ -182,6 +195,7 @@ def test_the_order_of_a_text_does_not_depend_on_its_batch() -> None:
 
 @pytest.mark.parametrize(("name", "message"), [
     ("reinsert:13", "floors reinsert:13: rho=13 exceeds the 12 tokens of a text"), ("subset:99", "rho=99 exceeds"),
+    ("spans:13", "size=13 exceeds"),
     ("strided:5", "streams=5 does not divide the 12 tokens"), ("strided_sequential:24", "streams=24 does not divide"),
 ])  # fmt: skip
 def test_an_argument_must_fit_the_text(name: str, message: str) -> None:

@@ -34,8 +34,8 @@ class Evaluate:
     data: Path
     """Folder made by armd prepare."""
     orders: str | None = None
-    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
-    own file.py:function; of masked and block diffusion also bound:K (K times a text). Default:
+    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill,
+    spans:SIZE, your own file.py:function; of masked and block diffusion also bound:K (K times a text). Default:
     left_to_right,uniform:8,strided:4; of ar and ar+prefix left_to_right, of masked and block diffusion bound:8."""
     texts: int = 256
     """Held-out texts to score, at most."""

@@ -48,9 +48,9 @@ class EvaluateZeroShot:
     split: str | None = None
     """train, valid or test; default: the published one of each set."""
     orders: str | None = None
-    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill, your
-    own file.py:function; of masked and block diffusion also bound:K (K times a text). Default: left_to_right; of these
-    bound:8, but in protocol mdlm-ar, whose first token is given, left_to_right as well."""
+    """Comma-separated: left_to_right, uniform:K (mean over K orders), strided:S, reinsert:RHO, subset:RHO, infill,
+    spans:SIZE, your own file.py:function; of masked and block diffusion also bound:K (K times a text). Default:
+    left_to_right; of these bound:8, but in protocol mdlm-ar, whose first token is given, left_to_right as well."""
     texts: int | None = None
     """Chunks to score, at most; default: all."""
     length: int | None = None

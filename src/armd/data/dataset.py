@@ -133,6 +133,9 @@ class _Shard:
         weakref.finalize(self, os.close, self._file)
         self._changed = os.fstat(self._file).st_mtime_ns
 
+    def __reduce__(self) -> tuple[type, tuple[Path, int, str]]:
+        return _Shard, (self.path, self.tokens, self.dtype.name)  # opened anew: a descriptor is not to be copied
+
     def read(self, start: int, count: int) -> np.ndarray:
         """Up to `count` tokens; `start` counts from the end of the file, below 0."""
         try:

@@ -218,13 +218,20 @@ def fingerprint(function: Callable[..., Any]) -> str:
             if isinstance(value, FunctionType) and value.__module__ == function.__module__:
                 seen[name] = None  # before looking: it may call itself
                 seen[name] = look(value.__code__, scope)
-            elif isinstance(value, int | float | str | tuple):
+            elif _is_plain(value):
                 seen[name] = repr(value)
         constants = [look(c, scope) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
         return [code.co_code.hex(), code.co_names, constants]
 
     defaults = repr((function.__defaults__, function.__kwdefaults__))
     return _hash([look(function.__code__, function.__globals__), defaults, sorted(seen.items())])
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is numbers and words all through, and so has one spelling."""
+    if isinstance(value, dict):
+        return _is_plain([*value, *value.values()])
+    return isinstance(value, int | float | str) or (isinstance(value, tuple | list) and all(map(_is_plain, value)))
 
 
 def _changed(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Our own question: what the text after a hole is worth, and what filling several holes at once saves."""
+"""Our own question: what the text after a hole tells, and what filling several holes at once saves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from armd.baselines import Denoiser
 from armd.checkpoint import ARCHITECTURES
 from armd.decode import generate
+from armd.errors import UserError
 from armd.evals.mauve import until_end
 from armd.evals.rouge import rouge_l
 from armd.evals.stories import SENTENCES, Story, infill_stories
@@ -24,49 +25,56 @@ from armd.reproduce.experiment import Experiment, Figure, Model, Section, Settin
 from armd.reproduce.measures import called, losses, perplexity_ratios, ratio_target, svg
 from armd.reproduce.page import spread
 from armd.reproduce.study import Run, Study
+from armd.train import TrainConfig
 
-SIZES = {4: 256, 16: 128, 64: 64}
+SIZES = {4: 512, 16: 128, 64: 64}
 """Tokens of a hole in the middle of a text -> texts."""
-STORIES, FILLED = 128, 8
-"""Texts of which a sentence is filled in, and texts of which several holes are."""
-HOLES, HOLE = (1, 4, 8, 16), 8
-"""Holes of a text that are filled at once, and tokens of each."""
+HOLES, HOLE, FILLED = (1, 4, 8, 16), 8, 8
+"""Holes of a text that are filled at once, tokens of each, and texts."""
+WINDOWS, MISSING = 256, 3
+"""Texts that are looked through for five whole sentences, and the sentence that is taken out."""
+SENTENCE_END = re.compile(
+    r"""(?<!\bMr\.)(?<!\bMrs\.)(?<!\bDr\.)(?<!\bSt\.)(?:(?<=[.!?])|(?<=[.!?]["\u201d\u2019']))\s+(?=\W?[A-Z])"""
+)
 
-OURS, FILLER, MASKED = "ARMD", "ARMD, a fifth of holes", "MDLM + prefix"
+OURS, LONG, SHORT = "ARMD", "ARMD, a fifth one hole", "ARMD, a fifth short holes"
 LEFT = ("AR", "AR + prefix")
-BOTH = (OURS, FILLER, MASKED, PATIENT)
+MASKED = "MDLM + prefix"
 COST = 1.02
 
 
 def models(setting: Setting) -> dict[str, Model]:
     config = armd(setting)
-    trained_on_holes = replace(config.orders, floors={**config.orders.floors, "infill": 0.2})
-    return {
+    found = {
         **{name: baselines(config)[name] for name in LEFT},
         OURS: Model(config),
-        FILLER: Model(replace(config, orders=trained_on_holes)),
+        LONG: Model(_with_a_fifth(config, "infill")),
+        SHORT: Model(_with_a_fifth(config, "spans:16")),
         MASKED: Model(for_architecture(config, "mdlm+prefix")),
-        PATIENT: patient(config),
     }
+    return found if setting.scale == "paper" else {**found, PATIENT: patient(config)}
+
+
+def _with_a_fifth(config: TrainConfig, family: str) -> TrainConfig:
+    return replace(config, orders=replace(config.orders, floors={**config.orders.floors, family: 0.2}))
 
 
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
 
-def hole_nats(study: Study, run: Run, *, size: int, after: bool) -> list[float]:
+def hole_nats(study: Study, run: Run, *, size: int, after: bool, texts: int) -> list[float]:
     """Mean nats of each token of a hole in the middle, written left to right; with `after`, knowing what follows."""
     model, _ = run.load()
-    dataset, batch = study.dataset(run, SIZES[size]), 16
-    start = (dataset.length - size) // 2
+    dataset, batch, found = study.dataset(run, texts), 16, []
+    start, texts = (dataset.length - size) // 2, dataset.eval_windows()
     order = hole_order(range(start, start + size), dataset.length, after, at_once=isinstance(model, Denoiser))
-    texts, found = min(SIZES[size], dataset.eval_windows()), []
     with model.evaluating(), torch.inference_mode():
         for first in range(0, texts, batch):
             tokens = dataset.eval_batch(first, min(batch, texts - first)).to(model.device)
-            every = nll(model, tokens, Order.concatenate([order] * len(tokens)))
-            found.append(every[:, start : start + size].cpu())
-    nats: list[float] = torch.cat(found).double().mean(dim=0).tolist()
-    return nats
+            nats = nll(model, tokens, Order.concatenate([order] * len(tokens)))
+            found.append(nats[:, start : start + size].double().cpu())
+    by_place: list[float] = torch.cat(found).mean(dim=0).tolist()
+    return by_place
 
 
 def hole_order(hole: range, length: int, after: bool, at_once: bool) -> Order:
@@ -83,15 +91,39 @@ def hole_order(hole: range, length: int, after: bool, at_once: bool) -> Order:
     return Order(torch.tensor([[*known, *hole, *rest]]), blocks[None])
 
 
-def holes_at_once(study: Study, run: Run, *, holes: int, size: int = HOLE, texts: int = FILLED) -> dict[str, Any]:
-    """Texts with several holes, at equal distances, filled by mode exact and one token at a time."""
+def stories(study: Study, run: Run, *, missing: int, windows: int) -> dict[str, Any] | None:
+    """ROUGE of one of five sentences, the likeliest token at each place: the protocol of `armd evaluate stories`.
+
+    None where the held-out texts have no story.
+    """
+    model, tokenizer = run.load()
+    assert isinstance(model, Armd)
+    dataset = study.dataset(run, windows)
+    rows = dataset.eval_batch(0, dataset.eval_windows()).tolist()
+    texts = [tokenizer.decode(until_end(row, model.config.eos_token_id)) for row in rows]
+    found = [story for text in texts if (story := first_story(text))]
+    if not found:
+        return None
+    filled = asdict(infill_stories(model, tokenizer, found, missing=(missing,)))
+    copied = fmean(100 * rouge_l(story[missing - 2], story[missing - 1]) for story in found)
+    return {key: filled[key] for key in ("stories", "rouge_1", "rouge_2", "rouge_l")} | {"copied": copied}
+
+
+def first_story(text: str) -> Story | None:
+    """The first five whole sentences of a window of text, whose own first and last sentences may be cut."""
+    sentences = SENTENCE_END.split(text)[1:-1]
+    return tuple(sentences[:SENTENCES]) if len(sentences) >= SENTENCES else None
+
+
+def holes_at_once(study: Study, run: Run, *, holes: int, size: int, texts: int) -> dict[str, Any]:
+    """Texts with several holes filled by mode exact and one token at a time."""
     model, _ = run.load()
     assert isinstance(model, Armd)
-    template = study.dataset(run, texts).eval_batch(0, texts).clone()
-    gap = (template.shape[1] - holes * size) // (holes + 1)
-    for number in range(holes):
-        start = (number + 1) * gap + number * size
-        template[:, start : start + size] = -1
+    dataset = study.dataset(run, texts)
+    texts = dataset.eval_windows()
+    template = dataset.eval_batch(0, texts)
+    for hole in places(holes, size, dataset.length):
+        template[:, hole.start : hole.stop] = -1
     exact, one = (
         generate(model, template=template, batch_size=texts, mode=mode, seed=0) for mode in ("exact", "sequential")
     )
@@ -103,44 +135,33 @@ def holes_at_once(study: Study, run: Run, *, holes: int, size: int = HOLE, texts
     }
 
 
-def stories(study: Study, run: Run, *, missing: int = 3, count: int = STORIES) -> dict[str, Any] | None:
-    """ROUGE of one of five sentences, the likeliest token at each place: the protocol of `armd evaluate stories`.
-
-    None where the held-out texts have no story.
-    """
-    model, tokenizer = run.load()
-    assert isinstance(model, Armd)
-    dataset = study.dataset(run, 2 * count)
-    rows = dataset.eval_batch(0, min(2 * count, dataset.eval_windows())).tolist()
-    texts = [tokenizer.decode(until_end(row, model.config.eos_token_id)) for row in rows]
-    found = [story for text in texts if (story := first_story(text))][:count]
-    if not found:
-        return None
-    filled = asdict(infill_stories(model, tokenizer, found, missing=(missing,)))
-    copied = fmean(100 * rouge_l(story[missing - 2], story[missing - 1]) for story in found)
-    return {key: filled[key] for key in ("stories", "rouge_1", "rouge_2", "rouge_l")} | {"copied": copied}
-
-
-def first_story(text: str) -> Story | None:
-    """The first five whole sentences of a window of text, whose own first and last sentences may be cut."""
-    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text)[1:-1]
-    return tuple(sentences[:SENTENCES]) if len(sentences) >= SENTENCES else None
+def places(holes: int, size: int, length: int) -> list[range]:
+    """Holes at equal distances."""
+    gap = (length - holes * size) // (holes + 1)
+    if gap < 1:
+        raise UserError(f"{holes} holes of {size} tokens do not fit apart into {length}")
+    return [range(start, start + size) for start in range(gap, gap + holes * (gap + size), gap + size)]
 
 
 # ---- the section -----------------------------------------------------------------------------------------------------
 
+ByPlace = dict[tuple[str, int, bool], dict[int, list[float]]]
+"""(model, tokens of the hole, whether what follows is known) -> seed -> nats by place in the hole."""
+
 
 def report(study: Study) -> Section:
-    by_place = {
-        (name, size, after): {run.seed: study.measure(run, hole_nats, size=size, after=after) for run in runs}
+    found: ByPlace = {
+        (name, size, after): {
+            run.seed: study.measure(run, hole_nats, size=size, after=after, texts=texts) for run in runs
+        }
         for name in study.names
         if (runs := study.runs(name))
-        for size in SIZES
+        for size, texts in SIZES.items()
         for after in _sides(runs[0])
     }
-    nats = {key: {seed: fmean(places) for seed, places in by_seed.items()} for key, by_seed in by_place.items()}
-    return Section("", [_likelihoods(study, nats), _stories(study), _at_once(study)], [_figure(by_place)],
-                   _targets(study, nats))  # fmt: skip
+    filled = {holes: study.values(SHORT, holes_at_once, holes=holes, size=HOLE, texts=FILLED) for holes in HOLES}
+    tables = [_likelihoods(study, found), _gains(study, found), _stories(study), _at_once(filled)]
+    return Section("", tables, [_figure(found)], _targets(study, found, filled))
 
 
 def _sides(run: Run) -> list[bool]:
@@ -149,98 +170,116 @@ def _sides(run: Run) -> list[bool]:
     return [False] * (not issubclass(architecture, Denoiser)) + [True] * architecture.any_order
 
 
-Nats = dict[tuple[str, int, bool], dict[int, float]]
+def _nats(found: ByPlace, name: str, size: int, after: bool) -> dict[int, float]:
+    """Nats per token of a hole, by seed."""
+    return {seed: fmean(by_place) for seed, by_place in found.get((name, size, after), {}).items()}
 
 
-def _likelihoods(study: Study, nats: Nats) -> Table:
+def _likelihoods(study: Study, found: ByPlace) -> Table:
+    columns = [(size, after) for size in SIZES for after in (False, True)]
     rows = [
-        [called(study, name)]
-        + [spread(list(nats.get((name, size, after), {}).values()), ".3f") for size in SIZES for after in (False, True)]
+        [called(study, name), *(spread(list(_nats(found, name, *column).values()), ".3f") for column in columns)]
         for name in study.names
         if study.runs(name)
-    ]
-    columns = [
-        f"{size} tokens, {'both sides' if after else 'text before'}" for size in SIZES for after in (False, True)
     ]
     notes = (
         f"nats per token of a hole in the middle of {', '.join(map(str, SIZES.values()))} held-out texts, by size, at "
         "equal distances; it is written left to right, knowing the text before it, or that on both sides",
-        f"{FILLER}: {OURS}'s orders, but in a fifth of the steps one span of up to half the text is written last",
+        f"{LONG}: in a fifth of the steps one span of up to half the text is written last; {SHORT}: in a fifth half of "
+        f"the text, in holes of up to 16 tokens; else both as {OURS}",
     )
-    return Table("What a hole holds", ("model", *columns), rows, notes)
+    heads = [f"{size} tokens, {'both sides' if after else 'text before'}" for size, after in columns]
+    return Table("What a hole holds", ("model", *heads), rows, notes)
+
+
+def _gains(study: Study, found: ByPlace) -> Table:
+    rows = []
+    for name in filter(study.runs, (OURS, LONG, SHORT)):
+        cells = []
+        for size in SIZES:
+            before, both = (found[name, size, after] for after in (False, True))
+            cells.append([fmean(before[seed]) - fmean(both[seed]) for seed in both])
+            cells.append([before[seed][-1] - both[seed][-1] for seed in both])
+        rows.append([name, *(spread(cell, ".3f") for cell in cells)])
+    heads = [f"{size} tokens{which}" for size in SIZES for which in ("", ", the last")]
+    note = "nats per token by which knowing the text after the hole is better, for all of its tokens and for the last"
+    return Table("What the text after a hole tells", ("model", *heads), rows, (note,))
 
 
 def _stories(study: Study) -> Table:
-    rows, copied = [], []
-    for name in (OURS, FILLER):
-        found = [each for each in study.values(name, stories) if each]
-        keys = ("rouge_1", "rouge_2", "rouge_l")
-        rows.append([name, *(spread([each[key] for each in found], ".2f") for key in keys)])
-        copied += [each["copied"] for each in found]
-    notes = (
-        f"the third of five sentences, of up to {STORIES} runs of whole sentences from held-out texts; its number of "
-        "tokens is given; at every place the likeliest token",
-        *[f"the second sentence in its place has ROUGE-L {fmean(copied):.2f}" for _ in copied[:1]],
+    rows, told = [], dict[str, None]()
+    for name in (OURS, LONG, SHORT):
+        found = [each for each in study.values(name, stories, missing=MISSING, windows=WINDOWS) if each]
+        rows.append([name, *(spread([each[f"rouge_{n}"] for each in found], ".2f") for n in (1, 2, "l"))])
+        told |= {f"{each['stories']} of them; the sentence before, copied, has ROUGE-L {each['copied']:.2f}": None
+                 for each in found}  # fmt: skip
+    note = (
+        f"sentence {MISSING} of the first {SENTENCES} whole ones of those of {WINDOWS} held-out texts that have so "
+        "many; its number of tokens is given; the likeliest token at every place"
     )
-    return Table("A sentence filled in", ("model", "ROUGE-1", "ROUGE-2", "ROUGE-L"), rows, notes)
+    return Table("A sentence filled in", ("model", "ROUGE-1", "ROUGE-2", "ROUGE-L"), rows, (note, *told))
 
 
-def _at_once(study: Study) -> Table:
-    rows = []
-    for holes in HOLES:
-        found = study.values(FILLER, holes_at_once, holes=holes)
-        speeds = (spread([each[key] for each in found], ".2f") for key in ("tokens_per_pass", "sequential"))
-        rows.append([str(holes), *speeds, _equal(found)])
-    notes = (
-        f"{FILLER}; holes of {HOLE} tokens at equal distances, every one a stream; {FILLED} texts a seed at "
-        "temperature 1, the pass that reads the template counted; equal: token for token those of one token at a time",
+Filled = dict[int, list[dict[str, Any]]]
+"""Holes of a text -> what `holes_at_once` found, seed by seed."""
+
+
+def _at_once(filled: Filled) -> Table:
+    rows = [
+        [str(holes), *(spread([each[key] for each in found], ".2f") for key in ("tokens_per_pass", "sequential")),
+         _equal(found)]
+        for holes, found in filled.items()
+    ]  # fmt: skip
+    note = (
+        f"{SHORT}; holes of {HOLE} tokens at equal distances, every one a stream; {FILLED} texts a seed at temperature "
+        "1, the pass that reads the template counted; equal: token for token those of one token at a time"
     )
-    return Table("Several holes at once", ("holes", "tokens a pass", "one at a time", "texts equal"), rows, notes)
+    return Table("Several holes at once", ("holes", "tokens a pass", "one at a time", "texts equal"), rows, (note,))
 
 
 def _equal(found: list[dict[str, Any]]) -> str:
     return f"{sum(each['equal'] for each in found)} of {sum(each['texts'] for each in found)}"
 
 
-def _figure(by_place: dict[tuple[str, int, bool], dict[int, list[float]]]) -> Figure:
+def _figure(found: ByPlace) -> Figure:
     """Means over four neighbouring places each."""
     lines, size = {}, max(SIZES)
-    for name, after in ((LEFT[1], False), (FILLER, False), (FILLER, True), (MASKED, True)):
-        seeds = list(by_place.get((name, size, after), {}).values())
+    for name, after in ((LEFT[1], False), (SHORT, False), (SHORT, True), (MASKED, True)):
+        seeds = list(found.get((name, size, after), {}).values())
         if seeds:
-            places = [fmean(at) for at in zip(*seeds, strict=True)]
-            points = [(start + 2.5, fmean(places[start : start + 4])) for start in range(0, size, 4)]
+            by_place = [fmean(at) for at in zip(*seeds, strict=True)]
+            points = [(start + 2.5, fmean(by_place[start : start + 4])) for start in range(0, size, 4)]
             lines[f"{name}, {'both sides' if after else 'text before'}"] = points
     title = f"Loss by place in a hole of {size} tokens"
     return Figure(title, svg(title, lines, ("place in the hole", "nats/token")), "means of four neighbouring places")
 
 
-def _targets(study: Study, nats: Nats) -> list[Target]:
-    known = [
+def _targets(study: Study, found: ByPlace, filled: Filled) -> list[Target]:
+    targets = [
         ratio_target(
-            f"{FILLER}: perplexity of {size} tokens given both sides at most that of {LEFT[1]} given the text before",
-            perplexity_ratios(nats.get((FILLER, size, True), {}), nats.get((LEFT[1], size, False), {})),
+            f"{SHORT}: perplexity of {size} tokens given both sides at most that of {LEFT[1]} given the text before",
+            perplexity_ratios(_nats(found, SHORT, size, True), _nats(found, LEFT[1], size, False)),
             study.seeds,
             1.0,
         )
         for size in SIZES
     ]
-    cost = perplexity_ratios(losses(study, FILLER), losses(study, OURS))
-    dearer = f"{FILLER}: perplexity left to right at most {COST:g} times that of {OURS}"
-    found = [each for holes in HOLES for each in study.values(FILLER, holes_at_once, holes=holes)]
-    equal = all(each["equal"] == each["texts"] for each in found) if found else None
+    claim = f"{SHORT}: perplexity left to right at most {COST:g} times that of {OURS}"
+    cost = perplexity_ratios(losses(study, SHORT), losses(study, OURS))
+    every = [each for found in filled.values() for each in found]
+    equal = all(each["equal"] == each["texts"] for each in every) if every else None
     return [
-        *known,
-        ratio_target(dearer, cost, study.seeds, COST),
-        Target("holes filled at once equal those of one token at a time", f"{_equal(found)} texts", equal),
-    ]  # fmt: skip
+        *targets,
+        ratio_target(claim, cost, study.seeds, COST),
+        Target("holes filled at once equal those of one token at a time", f"{_equal(every)} texts", equal),
+    ]
 
 
 HOLES_FILLED = Experiment(
     "holes",
     "Filling holes",
-    "How much does a model gain from the text after a hole, what does training on holes cost, and how many tokens does "
-    "a pass write where a text has several holes?",
+    "What does a model gain from the text after a hole, what does training on holes buy and cost, and how many tokens "
+    "does a pass write where a text has several holes?",
     models,
     report,
 )
