@@ -1,16 +1,22 @@
-"""The README keeps its word: its Python runs, its commands parse, and it is short."""
+"""The README keeps its word: its Python runs, the commands of all pages parse, and it is short."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
 from armd.cli import COMMANDS, main
+from armd.cli.terminal import parse
+from armd.cli.train import Train, fitted
+from armd.presets import get_preset
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +32,7 @@ def test_python_blocks_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_check_of_the_decoding_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     load = re.compile(r'^model, tokenizer = armd.load\("run"\).*$', re.MULTILINE)
     assert load.search(block)
@@ -36,7 +42,7 @@ def test_the_check_of_the_decoding_page_runs(capsys: pytest.CaptureFixture[str])
 
 
 def test_the_laboratory_page_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "laboratory.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "laboratory.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     Path("coarse.py").write_text("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)))
     Path("text.txt").write_text("a stitch in time saves nine, " * 40)
@@ -54,6 +60,29 @@ def test_the_laboratory_page_does_what_it_says(tmp_path: Path, monkeypatch: pyte
     }  # fmt: skip
 
 
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in (ROOT / "docs").glob("*.md") if page.name not in ("log.md", "results.md")),
+]
+LINES = {line for page in PAGES for line in re.findall(r"^armd (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("line", sorted(LINES))
+def test_commands_parse(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On every page but the log; what they would read is not there."""
+    words = shlex.split(line, comments=True)
+    first, rest = (" ".join(words[:2]), words[2:]) if " ".join(words[:2]) in COMMANDS else (words[0], words[1:])
+    kind = COMMANDS[first][0]
+    if first == "train":
+        preset, _ = fitted(get_preset(rest.pop(0))(257, 256), rest, "")
+        assert parse(Train, rest, "", Train(tyro.MISSING, tyro.MISSING, config=preset))
+    elif kind:
+        assert parse(kind, rest, "")
+    else:
+        assert main(words) == (2 if "run" in line else 0)
+        assert "option" not in capsys.readouterr().err
+
+
 def test_commands_exist() -> None:
     commands = re.findall(r"^armd (\w+)", README, re.MULTILINE)
     assert set(commands) == {name.split()[0] for name in COMMANDS} - {"demo"} and "make demo" in README
@@ -62,4 +91,4 @@ def test_commands_exist() -> None:
 def test_it_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) <= 200
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (Path(__file__).resolve().parents[2] / target).exists(), target
+        assert (ROOT / target).exists(), target
