@@ -1,6 +1,6 @@
 """Checkpoints of a run: everything needed to go on bit for bit.
 
-    RUN/run.json                        the resolved config and the data it belongs to
+    RUN/run.json                        the resolved config, its data, and the texts and versions it was begun with
     RUN/metrics.jsonl                   one line per logged step and per validation
     RUN/config.json, model.safetensors, tokenizer.json      the publishable model
     RUN/checkpoints/step-00000250/      weights, average, optimiser state; state.json: the step, sizes and hashes
