@@ -161,6 +161,21 @@ def test_real_wikitext_has_its_known_size(shared: Path) -> None:
     assert len(lines) == 4358 and sum(len(line.split()) for line in lines) + len(lines) == 245_569
 
 
+@pytest.mark.parametrize(
+    "name, split, counts",
+    [
+        ("wikitext2", "test", {"mdlm": (4358, 241_211, 270_438, 264), "sedd": (4358, 241_211, 274_796, 268)}),
+        ("lambada", "test", {"mdlm": (5153, 306_006, 423_590, 414), "sedd": (5153, 306_006, 428_743, 418)}),
+    ],
+)
+def test_real_sets_have_the_counts_of_the_page(name: str, split: str, counts: dict[str, tuple], shared: Path) -> None:
+    """Those of `docs/evaluation.md`, with GPT-2's tokenizer."""
+    gpt2 = get_tokenizer("gpt2", data_dir=shared)
+    for protocol, wanted in counts.items():
+        found = pack(read_set(name, split, shared), SETS[name][1], gpt2, PACKINGS[protocol], 1024)
+        assert (found.documents, found.words, found.tokens, found.eval_windows()) == wanted
+
+
 # ---- LAMBADA ---------------------------------------------------------------------------------------------------------
 
 
