@@ -615,6 +615,7 @@ def test_at_paper_scale_others_train_and_it_reports(
     {
         "magic --data {d}": "experiment 'magic' is unknown; choose one of curves",
         "curves": "needs --data",
+        "curves --data {d}/nowhere": "nowhere",
         "curves --data {d} --seeds 0": "seeds=0",
         "curves --data {d} --sets {d}/nowhere": "is no folder",
         "curves --data {d} --puzzles {d}/nowhere": "is no file",
@@ -626,4 +627,4 @@ def test_at_paper_scale_others_train_and_it_reports(
 def test_mistakes_are_one_line(words: str, message: str, data: Path, tmp_path: Path, capsys) -> None:
     assert main(["reproduce", *words.format(d=data).split(), "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    assert message in error and "Traceback" not in error and not any(tmp_path.iterdir())

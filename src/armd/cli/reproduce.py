@@ -13,6 +13,7 @@ from rich.table import Table
 
 from armd import reproduce
 from armd.cli.terminal import say, show
+from armd.data import Manifest
 from armd.errors import TrainingStopped, UserError
 from armd.evals import judge_name, load_judge
 from armd.files import hold, json_text, read_json
@@ -112,6 +113,7 @@ def _study(args: Reproduce, experiment: Experiment) -> Study:
             experiment.prepare(data)
     if data is None:
         raise UserError(f"experiment {experiment.name} needs --data, a folder made by armd prepare")
+    Manifest.load(data)  # what is wrong with it is told before anything is made
     if args.sets is not None and not args.sets.is_dir():
         raise UserError(f"sets={args.sets} is no folder")
     if args.puzzles is not None and not args.puzzles.is_file():
