@@ -218,8 +218,8 @@ def fingerprint(function: Callable[..., Any]) -> str:
             if isinstance(value, FunctionType) and value.__module__ == function.__module__:
                 seen[name] = None  # before looking: it may call itself
                 seen[name] = look(value.__code__, scope)
-            elif _is_plain(value):
-                seen[name] = repr(value)
+            elif isinstance(value, int | float | str | tuple) or (name.isupper() and _is_plain(value)):
+                seen[name] = repr(value)  # a list or dict of another name may be what changes from call to call
         constants = [look(c, scope) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
         return [code.co_code.hex(), code.co_names, constants]
 
