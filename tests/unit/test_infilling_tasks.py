@@ -129,6 +129,19 @@ def test_right_fillings_pass_and_wrong_ones_fail(model: Armd, monkeypatch: pytes
 
 
 @linux
+def test_a_widened_hole_takes_in_the_white_space_beside_it(model: Armd, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = Problem("Tiny/2", "add", "def add(a, b):\n    a += 0\n", "    return c\n", "    c = a + b\n", PROBLEM.test)
+    wide = lines.widened()
+    assert (wide.prompt, wide.canonical_solution, wide.suffix) == (
+        "def add(a, b):\n    a += 0", "\n    c = a + b\n    ", "return c\n",
+    )  # fmt: skip
+    assert wide.program(wide.canonical_solution) == lines.program(lines.canonical_solution)
+    monkeypatch.setattr(humaneval, "fill", filler("\n    c = a + b\n    ", "\n    c = a - b\n    "))
+    result = infill_code(model, BYTE, [lines], samples=2, temperature=1.0, widen=True)
+    assert result.pass_at_1 == 0.5 and "the white space beside a hole is part of it" in result.protocol.line
+
+
+@linux
 def test_code_is_filled_by_the_model(model: Armd) -> None:
     for hole in (None, (2, 4)):
         result = infill_code(model, BYTE, [ADD], samples=2, temperature=1.0, seed=5, hole=hole)

@@ -66,6 +66,8 @@ class EvaluateCode(Filling):
     """Time a program may take."""
     megabytes: int = 512
     """Memory a program may take."""
+    widen: bool = False
+    """Make the white space on both sides of a hole part of it: for tokenizers that merge it with a line's end (BPE)."""
 
 
 def run_stories(args: EvaluateStories) -> None:
@@ -98,7 +100,7 @@ def run_code(args: EvaluateCode) -> None:
     with _progress() as tell:
         result = infill_code(
             model, tokenizer, problems, hole=hole, samples=args.samples, limits=limits, temperature=args.temperature,
-            top_p=args.top_p, mode=args.mode, seed=args.seed, tell=tell,
+            top_p=args.top_p, mode=args.mode, seed=args.seed, widen=args.widen, tell=tell,
         )  # fmt: skip
     if args.json:
         print(json_text({**dataclasses.asdict(result), "protocol": result.protocol.fields}))

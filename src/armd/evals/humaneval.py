@@ -14,7 +14,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,16 @@ class Problem:
     def program(self, middle: str) -> str:
         """The whole program: it ends without an exception if and only if the tests pass."""
         return f"{self.prompt}{middle}{self.suffix}\n{self.test}\ncheck({self.entry_point})\n"
+
+    def widened(self) -> Problem:
+        """The same problem, the white space on both sides of the hole being part of it.
+
+        A tokenizer that merges a line's end with the indentation after it has tokens for neither alone where code goes
+        on: cut there, the known text ends and begins with tokens that stand at the end of code in training.
+        """
+        before, after = self.prompt.rstrip(), self.suffix.lstrip()
+        around = self.prompt[len(before) :], self.suffix[: len(self.suffix) - len(after)]
+        return replace(self, prompt=before, suffix=after, canonical_solution=self.canonical_solution.join(around))
 
 
 @dataclass(frozen=True)
@@ -110,11 +120,17 @@ def infill_code(
     top_p: float = 1.0,
     mode: str = "exact",
     seed: int = 0,
+    widen: bool = False,
     tell: Callable[[str], object] = lambda text: None,
 ) -> Code:
-    """Fill the hole of every problem `samples` times, and run its tests on each program in the sandbox."""
+    """Fill the hole of every problem `samples` times, and run its tests on each program in the sandbox.
+
+    With `widen` the holes are those of `Problem.widened`.
+    """
     check_sandbox()
     attempts = []
+    if widen:
+        problems = [problem.widened() for problem in problems]
     for number, problem in enumerate(problems, 1):
         tell(f"problem {number} of {len(problems)}")
         before, after = tokenizer.encode(problem.prompt), tokenizer.encode(problem.suffix)
@@ -141,7 +157,10 @@ def infill_code(
         f"top-p {top_p:g}, seed {seed}",
         scoring=f"pass@1: share of fillings whose tests pass, mean over problems; in a sandbox without network, "
         f"processes or writing, {limits.seconds} s and {limits.megabytes} MiB a program",
-        departures=(f"{too_long:,} problems longer than the model counted as failed",) if too_long else (),
+        departures=(
+            *[f"{too_long:,} problems longer than the model counted as failed"] * bool(too_long),
+            *["the white space beside a hole is part of it"] * widen,
+        ),
     )
     rate = sum(attempt.pass_rate for attempt in attempts) / len(attempts)
     return Code(len(problems), rate, too_long, attempts, protocol)
